@@ -1,0 +1,109 @@
+# `make` lists what there is. Everything that is built goes to bin/, everything that a run writes to out/.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := $(CURDIR)/bin
+# What `tracehook version` says; without a tag or a repository the binary says "devel".
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+# How long each fuzz target runs.
+FUZZTIME ?= 10s
+# Modules of their own beside the product's.
+MODULES := .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/jaeger
+
+export CGO_ENABLED := 0
+
+# Two of these at once only take each other's processor, and mix their output.
+.NOTPARALLEL:
+
+##@ Try it
+
+.PHONY: demo
+demo: build controlplane ## One kubectl create, one trace, on a real control plane (KEEP=1: leave it running; OUT=DIR: where the report goes)
+	@go run ./e2e/demo
+
+##@ Build
+
+.PHONY: build
+build: ## Build bin/tracehook
+	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $(BIN)/tracehook ./cmd/tracehook
+
+.PHONY: controlplane
+controlplane: ## Build what is missing of etcd, Kubernetes, Collector and Jaeger (about 12 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
+	@e2e/controlplane/build.sh
+
+.PHONY: otelcol jaeger
+otelcol jaeger: ## Build one of them alone
+	@e2e/controlplane/build.sh $@
+
+##@ Check
+
+.PHONY: test
+test: test-unit test-e2e ## All tests: unit, then end to end
+
+.PHONY: test-unit
+test-unit: ## Unit tests with the race detector (needs gcc)
+	@echo "==> unit tests, with the race detector"
+	@CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race $$(go list ./... | grep -v /e2e)
+
+.PHONY: test-e2e
+test-e2e: build controlplane ## End-to-end tests: the built binary on a real control plane, pages in real Chromium
+	@echo "==> end-to-end tests, against a real control plane"
+	@go test -count=1 -p 1 -timeout 20m -v ./e2e/...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
+	@grep -ro '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' certs cmd e2e webhook | sort | while IFS=: read -r file func; do \
+		echo "==> $${func#func } in $$(dirname "$$file")"; \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+	done
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint ## Style, likely mistakes, and who may import whom (.golangci.yml)
+	@$(BIN)/golangci-lint run ./...
+
+.PHONY: vuln
+vuln: $(BIN)/govulncheck ## Known vulnerabilities in what we import (asks vuln.go.dev)
+	@$(BIN)/govulncheck ./...
+
+.PHONY: verify
+verify: ## Whatever can be generated or tidied is as it should be
+	@echo "==> go.mod and go.sum are tidy"
+	@go mod tidy -diff
+	@for module in $(MODULES); do go -C $$module mod tidy -diff; done
+	@echo "==> the Collector's modules are what builder.yaml gives"
+	@e2e/controlplane/collector/lock.sh --check
+
+$(BIN)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
+	@echo "==> building golangci-lint (about 3 min on 2 cores from nothing)"
+	@go -C .ci/tools build -trimpath -ldflags "-s -w" -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(BIN)/govulncheck: .ci/tools/go.mod .ci/tools/go.sum
+	@go -C .ci/tools build -trimpath -ldflags "-s -w" -o $@ golang.org/x/vuln/cmd/govulncheck
+
+##@ Keep house
+
+.PHONY: fmt
+fmt: ## Format the code
+	@gofmt -w -s $$(git ls-files --cached --others --exclude-standard '*.go')
+
+.PHONY: tidy
+tidy: ## Renew every go.mod, go.sum and the Collector's pins
+	@go mod tidy
+	@for module in $(MODULES); do go -C $$module mod tidy; done
+	@e2e/controlplane/collector/lock.sh
+
+.PHONY: clean
+clean: ## Remove bin/tracehook and out/
+	@rm -rf $(BIN)/tracehook out
+
+.PHONY: clean-all
+clean-all: clean ## Remove bin/ too: the control plane has to be built again
+	@rm -rf $(BIN)
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+( [a-z0-9-]+)*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. A command that tracehook runs for the user (`trace`) passes its own code through.
+const (
+	exitOK     = 0
+	exitFailed = 1 // it ran and did not succeed
+	exitUsage  = 2 // wrong flags, unreadable files: it could not start
+)
+
+// exitError carries an exit code to main. A nil err means that everything
+// there is to say has been said already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// usageError marks an error as one that the user mends by changing flags or files.
+func usageError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &exitError{code: exitUsage, err: err}
+}
+
+// run is the whole program: parse args, run the command they name, return its error.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root := &cobra.Command{
+		Use:           "tracehook",
+		Short:         "Admission webhook server that makes one kubectl create one trace",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          noArguments,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError(fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath()))
+	})
+	root.AddCommand(newServeCommand(), newTraceCommand(), newCertsCommand(), newVersionCommand())
+	return root.ExecuteContext(ctx)
+}
+
+// exitCode says on stderr, in one line, what went wrong and returns the code to exit with.
+func exitCode(err error, stderr io.Writer) int {
+	if err == nil {
+		return exitOK
+	}
+	var exit *exitError
+	if !errors.As(err, &exit) {
+		exit = &exitError{code: exitFailed, err: err}
+	}
+	if exit.err != nil {
+		fmt.Fprintln(stderr, "tracehook:", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return exit.code
+}
+
+// noArguments is for commands that take flags or subcommands only.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return usageError(fmt.Errorf("unknown argument %q (see `%s --help`)", args[0], cmd.CommandPath()))
+}

@@ -1,0 +1,308 @@
+package main
+
+// `trace`, from flags to exit code. In: a command line, the user's kubeconfig and
+// the OTEL_* variables. Out: the command's own output and exit code, one trace, and
+// on stderr that trace's id. Errors: exit 2 for flags and kubeconfigs that cannot be
+// used, 127 and 126 for a command that cannot be found or run, 1 for anything of ours.
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Exit codes as a shell gives them.
+const (
+	exitNotExecutable = 126
+	exitNotFound      = 127
+	exitSignal        = 128 // plus the signal's number
+)
+
+const traceIDPlaceholder = "{traceID}"
+
+type traceOptions struct {
+	Kubeconfig   string        // "": KUBECONFIG, else ~/.kube/config, else the Pod's service account
+	Context      string        // "": the kubeconfig's current context
+	TraceURL     string        // "": no link; otherwise holds {traceID}
+	FlushTimeout time.Duration // more than 0
+}
+
+func (o traceOptions) validate() error {
+	if o.TraceURL != "" && !strings.Contains(o.TraceURL, traceIDPlaceholder) {
+		return fmt.Errorf("--trace-url %q: want %s in it", o.TraceURL, traceIDPlaceholder)
+	}
+	if o.FlushTimeout <= 0 {
+		return fmt.Errorf("--flush-timeout %s: want more than 0", o.FlushTimeout)
+	}
+	return nil
+}
+
+func newTraceCommand() *cobra.Command {
+	var options traceOptions
+	cmd := &cobra.Command{
+		Use:   "trace [flags] -- COMMAND [ARGUMENT...]",
+		Short: "Run a command and make all it asks of the cluster one trace",
+		Long: `Run any command that talks to the cluster (kubectl, helm, ...) and make all it asks
+of the API server one trace.
+
+The command gets a temporary kubeconfig. It points at a proxy on the loopback
+interface that knows the real credentials, opens a span for each API call and
+passes its trace context on. The command sees none of the real credentials, the
+proxy serves nobody but the command, and both are gone when it ends.
+
+Spans hold the executable's name, its verb and the paths of the API calls, which
+name objects; they never hold arguments, headers, queries or bodies. They go where
+the OTEL_* environment variables say, by default to http://localhost:4318. A
+TRACEPARENT variable makes the command part of the trace that it names.`,
+		Example: `  tracehook trace -- kubectl create -f pod.yaml
+  tracehook trace --trace-url 'http://localhost:16686/trace/{traceID}' -- helm install web ./chart`,
+		DisableFlagsInUseLine: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 || cmd.ArgsLenAtDash() != 0 {
+				return usageError(errors.New("the command to run goes behind `--`: tracehook trace [flags] -- COMMAND [ARGUMENT...]"))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := options.validate(); err != nil {
+				return usageError(err)
+			}
+			return runTrace(cmd.Context(), options, args, os.Environ(), cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&options.Kubeconfig, "kubeconfig", "", "kubeconfig to take the credentials from (default: KUBECONFIG, else ~/.kube/config, else the Pod's service account)")
+	f.StringVar(&options.Context, "context", "", "context of it (default: its current context)")
+	f.StringVar(&options.TraceURL, "trace-url", "", "print a link to the trace; "+traceIDPlaceholder+" stands for its id")
+	f.DurationVar(&options.FlushTimeout, "flush-timeout", 5*time.Second, "how long the spans may take to be exported once the command has ended")
+	return cmd
+}
+
+// runTrace runs command and reports on stderr once it has ended: while it runs, the
+// terminal is its own.
+func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	executable, err := exec.LookPath(command[0])
+	if err != nil {
+		code := exitNotFound
+		if errors.Is(err, fs.ErrPermission) {
+			code = exitNotExecutable
+		}
+		return &exitError{code: code, err: fmt.Errorf("find the command: %w", err)}
+	}
+	cluster, err := loadCluster(o.Kubeconfig, o.Context)
+	if err != nil {
+		return usageError(err)
+	}
+
+	var exportErrors firstError
+	telemetry, err := startTelemetry(ctx, telemetryOptions{
+		ServiceName: executableName(command),
+		OnError:     exportErrors.add,
+	})
+	if err != nil {
+		return usageError(err)
+	}
+
+	// From here on no signal ends this process before everything is put away.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, caughtSignals()...)
+	defer signal.Stop(signals)
+
+	review := newParentageReview(cluster)
+	run := tracedRun{
+		Command:        command,
+		Executable:     executable,
+		Env:            env,
+		Stdin:          stdin,
+		Stdout:         stdout,
+		Stderr:         stderr,
+		Cluster:        cluster,
+		TracerProvider: telemetry.tracerProvider,
+		Signals:        signals,
+		FirstAnswer:    func() { review.start(ctx) },
+		Random:         rand.Reader,
+		Now:            time.Now,
+	}
+	outcome, runErr := run.do(ctx)
+	exportErrors.add(flush(ctx, telemetry, o.FlushTimeout, signals))
+	if runErr != nil {
+		return fmt.Errorf("trace %s: %w", executableName(command), runErr)
+	}
+
+	outcome.LinkedOnly = review.linkedOnly()
+	outcome.ExportError = exportErrors.get()
+	for _, line := range outcome.report(o.TraceURL) {
+		fmt.Fprintln(stderr, line)
+	}
+	if outcome.ExitCode != exitOK {
+		return &exitError{code: outcome.ExitCode} // the command has said why
+	}
+	return nil
+}
+
+// flush waits for the spans to be exported, and no longer than timeout or the next signal.
+func flush(ctx context.Context, t *telemetry, timeout time.Duration, signals <-chan os.Signal) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return t.shutdown(ctx)
+}
+
+// tracedRun is one command run under one span.
+type tracedRun struct {
+	Command    []string // as the user wrote it, at least one element
+	Executable string   // path of Command[0]
+	Env        []string // the user's environment, KEY=VALUE
+	Stdin      io.Reader
+	Stdout     io.Writer
+	Stderr     io.Writer
+
+	Cluster        *userCluster
+	TracerProvider trace.TracerProvider
+	Signals        <-chan os.Signal
+	FirstAnswer    func() // runs once, when the API server has answered for the first time
+	Random         io.Reader
+	Now            func() time.Time
+}
+
+// do runs the command to its end, with everything it needs put up before and away
+// after. An error is one of ours; the command's own failure is outcome.ExitCode.
+func (run tracedRun) do(ctx context.Context) (outcome traceOutcome, err error) {
+	ctx = propagation.TraceContext{}.Extract(ctx, environmentCarrier(run.Env))
+	ctx, span := run.TracerProvider.Tracer(tracerName).Start(ctx, spanName(run.Command),
+		trace.WithSpanKind(trace.SpanKindInternal),
+		trace.WithAttributes(semconv.ProcessExecutableName(executableName(run.Command))),
+	)
+	defer func() {
+		if err != nil {
+			span.SetStatus(codes.Error, "tracehook could not run the command to its end")
+		}
+		span.End()
+	}()
+	outcome.Command = run.Command
+	outcome.TraceID = span.SpanContext().TraceID()
+	outcome.Sampled = span.SpanContext().IsSampled()
+
+	proxy, err := startTraceProxy(ctx, traceProxyOptions{
+		Config:         run.Cluster.rest,
+		TracerProvider: run.TracerProvider,
+		FirstAnswer:    run.FirstAnswer,
+		Random:         run.Random,
+		Now:            run.Now(),
+	})
+	if err != nil {
+		return outcome, err
+	}
+	defer proxy.close() // also where something panics; a second close does nothing
+
+	dir, err := os.MkdirTemp("", "tracehook-trace-") // 0700
+	if err != nil {
+		return outcome, fmt.Errorf("make a directory for the temporary kubeconfig: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	kubeconfig := filepath.Join(dir, "kubeconfig")
+	if err := writeKubeconfig(kubeconfig, run.Cluster, proxy); err != nil {
+		return outcome, err
+	}
+
+	child := exec.CommandContext(ctx, run.Executable, run.Command[1:]...)
+	child.Args[0] = run.Command[0]
+	child.Stdin, child.Stdout, child.Stderr = run.Stdin, run.Stdout, run.Stderr
+	// kubectl and helm cache what they discover by the server's address. Ours is a
+	// new one each time: without a cache directory of its own every run would leave
+	// another directory behind in the user's home.
+	child.Env = childEnvironment(ctx, run.Env, map[string]string{
+		"KUBECONFIG":   kubeconfig,
+		"KUBECACHEDIR": filepath.Join(dir, "cache"),
+	})
+	outcome.ExitCode, err = runChild(child, run.Signals)
+	if err != nil {
+		return outcome, fmt.Errorf("run the command: %w", err)
+	}
+
+	proxy.close() // ends the spans of calls that are still open, before this one ends
+	outcome.Calls, outcome.Refused = proxy.calls.Load(), proxy.refused.Load()
+	span.SetAttributes(semconv.ProcessExitCode(outcome.ExitCode))
+	if outcome.ExitCode != exitOK {
+		span.SetStatus(codes.Error, fmt.Sprintf("exit code %d", outcome.ExitCode))
+	}
+	return outcome, nil
+}
+
+// environmentCarrier reads the trace context that OpenTelemetry lets a process
+// hand to another in TRACEPARENT and TRACESTATE.
+func environmentCarrier(env []string) propagation.MapCarrier {
+	carrier := propagation.MapCarrier{}
+	for _, entry := range env {
+		key, value, _ := strings.Cut(entry, "=")
+		if key == "TRACEPARENT" || key == "TRACESTATE" {
+			carrier[strings.ToLower(key)] = value
+		}
+	}
+	return carrier
+}
+
+// childEnvironment is env with set and with ctx's span as the trace context that an
+// instrumented command continues.
+func childEnvironment(ctx context.Context, env []string, set map[string]string) []string {
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, carrier)
+	drop := map[string]bool{"TRACEPARENT": true, "TRACESTATE": true}
+	var out []string
+	for key, value := range carrier {
+		out = append(out, strings.ToUpper(key)+"="+value)
+	}
+	for key, value := range set {
+		drop[key] = true
+		out = append(out, key+"="+value)
+	}
+	for _, entry := range env {
+		if key, _, _ := strings.Cut(entry, "="); !drop[key] {
+			out = append(out, entry)
+		}
+	}
+	return out
+}
+
+// firstError keeps the first of the errors that several goroutines meet: those that
+// follow tend to repeat it. The zero value is ready.
+type firstError struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *firstError) add(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+	}
+}
+
+func (f *firstError) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}

@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Builds the programs that the demo and the end-to-end tests run, from source, at the versions pinned beside this file.
+#
+#   build.sh [NAME...]     default: all of them
+#
+# In:  go.mod and go.sum here, in jaeger/ and in collector/; collector/builder.yaml.
+# Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
+#      program was built from. A program whose stamp is still right is not built again.
+# KUBEBUILDER_ASSETS: what that directory holds of Kubernetes and etcd is used instead and not built.
+set -euo pipefail
+export LC_ALL=C
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+bin=${BIN:-$root/bin}
+all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger)
+
+# The version of a module as a go.mod requires it.
+version() { awk -v module="$2" '{ sub(/^(require)?[ \t]+/, "") } $1 == module && NF > 1 { print $2; exit }' "$1/go.mod"; }
+
+kubernetes=$(version "$here" k8s.io/kubernetes)
+IFS=. read -r major minor _ <<<"${kubernetes#v}"
+# What `go build` cannot know and the build scripts of Kubernetes stamp in: kubectl and the API server compare versions.
+stamp=k8s.io/component-base/version
+kube_ldflags="-s -w -X $stamp.gitVersion=$kubernetes -X $stamp.gitMajor=$major -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean"
+
+# describe NAME sets what it takes to build it: the module, the package, flags, the version to show
+# and how long it takes on 2 cores with an empty build cache.
+describe() {
+  ldflags="-s -w"
+  case $1 in
+  etcd)
+    module=$here package=go.etcd.io/etcd/server/v3 about="half a minute"
+    shown=$(version "$module" go.etcd.io/etcd/server/v3) ;;
+  kube-apiserver)
+    module=$here package=k8s.io/kubernetes/cmd/$1 about="4 min" shown=$kubernetes ldflags=$kube_ldflags ;;
+  kube-controller-manager | kube-scheduler | kubectl)
+    module=$here package=k8s.io/kubernetes/cmd/$1 about="1 min" shown=$kubernetes ldflags=$kube_ldflags ;;
+  otelcol)
+    module=$here/collector package=. about="2 min"
+    shown=$(version "$module" go.opentelemetry.io/collector/cmd/builder) ;;
+  jaeger)
+    module=$here/jaeger package=github.com/jaegertracing/jaeger/cmd/all-in-one about="2 min"
+    shown=$(version "$module" github.com/jaegertracing/jaeger) ;;
+  *)
+    echo "build.sh: no such program: $1 (there are: ${all[*]})" >&2
+    exit 2 ;;
+  esac
+}
+
+# fingerprint NAME: what the binary depends on.
+fingerprint() {
+  local files=("$module/go.mod" "$module/go.sum")
+  if [[ $1 == otelcol ]]; then files+=("$module/builder.yaml" "$module"/otelcol/go.{mod,sum}); fi
+  { go env GOVERSION GOOS GOARCH; echo "$package $ldflags"; cat "${files[@]}"; } | sha256sum | cut -d' ' -f1
+}
+
+# compile NAME builds it at BIN/.new/NAME.
+compile() {
+  local dir=$module out=$bin/.new/$1
+  if [[ $1 == otelcol ]]; then
+    # builder.yaml → Go sources under bin/; their go.mod and go.sum are the ones in otelcol/, so that
+    # the versions of indirect dependencies are pinned too (`make tidy` renews them).
+    dir=$bin/.otelcol-src
+    rm -rf "$dir"
+    mkdir -p "$dir"
+    sed "s|^  output_path:.*|  output_path: $dir|" "$module/builder.yaml" >"$bin/.new/builder.yaml"
+    go -C "$module" tool builder --skip-get-modules --skip-compilation --config "$bin/.new/builder.yaml"
+    cp "$module"/otelcol/go.{mod,sum} "$dir"
+  fi
+  CGO_ENABLED=0 go -C "$dir" build -mod=readonly -trimpath -ldflags "$ldflags" -o "$out" "$package"
+}
+
+# watch PID LOG TITLE says every now and then that PID is still at work, and at what.
+watch() {
+  local start=$SECONDS next=15 elapsed doing
+  while kill -0 "$1" 2>/dev/null; do
+    sleep 0.2
+    elapsed=$((SECONDS - start))
+    if ((elapsed >= next)); then
+      next=$((elapsed + 15))
+      doing=compiling
+      if [[ $(tail -n 1 "$2") == "go: downloading "* ]]; then doing=downloading; fi
+      echo "      $3: $doing, ${elapsed} s"
+    fi
+  done
+}
+
+names=("$@")
+if ((${#names[@]} == 0)); then names=("${all[@]}"); fi
+
+missing=()
+for name in "${names[@]}"; do
+  describe "$name"
+  if [[ $name == etcd || $name == kube* ]] && [[ -n ${KUBEBUILDER_ASSETS:-} && -x $KUBEBUILDER_ASSETS/$name ]]; then continue; fi
+  if [[ -x $bin/$name && $(cat "$bin/.stamps/$name" 2>/dev/null) == "$(fingerprint "$name")" ]]; then continue; fi
+  missing+=("$name")
+done
+
+if ((${#missing[@]} == 0)); then
+  echo "control plane: nothing to build (${names[*]})"
+  exit 0
+fi
+
+mkdir -p "$bin/.stamps" "$bin/.new" "$bin/.log"
+child=
+trap 'if [[ -n $child ]]; then kill -- "-$child" 2>/dev/null || true; fi' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+total=$SECONDS
+number=0
+for name in "${missing[@]}"; do
+  describe "$name"
+  number=$((number + 1))
+  started=$SECONDS
+  log=$bin/.log/$name
+  echo "[$number/${#missing[@]}] building $name $shown (about $about on 2 cores from nothing)"
+  set -m # the compilation gets a process group of its own, so that Ctrl-C can end all of it
+  (compile "$name") >"$log" 2>&1 &
+  child=$!
+  set +m
+  watch "$child" "$log" "$name"
+  if ! wait "$child"; then
+    child=
+    echo "build.sh: $name did not build; the end of $log:" >&2
+    tail -n 30 "$log" >&2
+    exit 1
+  fi
+  child=
+  # A rename, because the old program may be running.
+  mv -f "$bin/.new/$name" "$bin/$name"
+  fingerprint "$name" >"$bin/.stamps/$name"
+  echo "      done in $((SECONDS - started)) s"
+done
+rm -rf "$bin/.new" "$bin/.log"
+echo "control plane: built ${#missing[@]} of ${#names[@]} programs in $((SECONDS - total)) s"

@@ -1,0 +1,54 @@
+package cluster
+
+// Kubeconfigs. In: a user and its groups. Out: a file (0600) with everything in it that
+// is needed to be that user. Errors: of the file system, or a name that is no file
+// name.
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// User returns the path of a kubeconfig for a user of the cluster's first API server,
+// identified by a client certificate from the cluster's CA. A member of system:masters
+// may do everything; nobody else may do anything that RBAC does not grant.
+func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err error) {
+	path := filepath.Join(c.Dir, "users", strings.ReplaceAll(name, string(filepath.Separator), "_")+".kubeconfig")
+	return path, c.writeKubeconfig(path, c.first.URL, name, groups)
+}
+
+func (c *Cluster) writeKubeconfig(path, server, user string, groups []string) error {
+	client, err := c.ca.client(user, groups, time.Now())
+	if err != nil {
+		return err
+	}
+	config := clientcmdapi.NewConfig()
+	config.Clusters["tracehook"] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: c.ca.pem}
+	config.AuthInfos[user] = &clientcmdapi.AuthInfo{ClientCertificateData: client.cert, ClientKeyData: client.key}
+	config.Contexts["tracehook"] = &clientcmdapi.Context{Cluster: "tracehook", AuthInfo: user}
+	config.CurrentContext = "tracehook"
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
+	}
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
+	}
+	return nil
+}
+
+// restConfig is what client-go needs to be the user of a kubeconfig.
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read kubeconfig: %w", err)
+	}
+	config.QPS = -1 // a test that creates many things wants them at once
+	return config, nil
+}

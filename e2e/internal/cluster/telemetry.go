@@ -1,0 +1,129 @@
+package cluster
+
+// The receiving end. Out: a running Jaeger, and a Collector that sends to it,
+// configured by the file we ship. Errors: *ProcessError.
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+)
+
+// startJaeger starts the trace store: OTLP in, query API out, everything in memory.
+func (c *Cluster) startJaeger(ctx context.Context) error {
+	ports, err := freePorts(3)
+	if err != nil {
+		return err
+	}
+	query, otlp, admin := ports[0], ports[1], ports[2]
+	anywhere := loopback(0) // for doors that nobody is going to knock at
+	_, err = c.launch(ctx, launch{
+		program: "jaeger",
+		args: []string{
+			"--query.http-server.host-port=" + loopback(query),
+			"--collector.otlp.grpc.host-port=" + loopback(otlp),
+			"--admin.http.host-port=" + loopback(admin),
+			// A demo that is left running must not eat the machine: the oldest
+			// traces go.
+			"--memory.max-traces=50000",
+			"--query.grpc-server.host-port=" + anywhere,
+			"--collector.otlp.http.host-port=" + anywhere,
+			"--collector.grpc-server.host-port=" + anywhere,
+			"--collector.http-server.host-port=" + anywhere,
+			"--http-server.host-port=" + anywhere,
+			"--processor.jaeger-binary.server-host-port=" + anywhere,
+			"--processor.jaeger-compact.server-host-port=" + anywhere,
+			"--processor.zipkin-compact.server-host-port=" + anywhere,
+		},
+		// Jaeger traces itself, to localhost:4317 whoever that may be. Here it does
+		// not.
+		env:   []string{"OTEL_TRACES_SAMPLER=always_off"},
+		ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, "http://"+loopback(admin)+"/") },
+	})
+	if err != nil {
+		return err
+	}
+	c.JaegerURL = "http://" + loopback(query)
+	c.jaegerOTLP = loopback(otlp)
+	return nil
+}
+
+// startCollector starts the Collector with deploy/components/collector/config.yaml as
+// it is; only addresses are given.
+func (c *Cluster) startCollector(ctx context.Context) error {
+	root, err := repository()
+	if err != nil {
+		return err
+	}
+	ports, err := freePorts(4)
+	if err != nil {
+		return err
+	}
+	grpc, http, zpages, metrics := loopback(ports[0]), loopback(ports[1]), loopback(ports[2]), ports[3]
+	_, err = c.launch(ctx, launch{
+		program: "otelcol",
+		args:    []string{"--config=" + filepath.Join(root, "deploy", "components", "collector", "config.yaml")},
+		env: []string{
+			"COLLECTOR_GRPC_ENDPOINT=" + grpc,
+			"COLLECTOR_HTTP_ENDPOINT=" + http,
+			"COLLECTOR_ZPAGES_ENDPOINT=" + zpages,
+			"COLLECTOR_METRICS_HOST=127.0.0.1",
+			"COLLECTOR_METRICS_PORT=" + strconv.Itoa(metrics),
+			"COLLECTOR_EXPORT_ENDPOINT=" + c.jaegerOTLP,
+		},
+		// The Collector opens its receivers last, so an open port means an open
+		// pipeline.
+		ready: func(ctx context.Context) error {
+			for _, address := range []string{grpc, http} {
+				conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+				if err != nil {
+					return err
+				}
+				conn.Close()
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	c.CollectorGRPC, c.CollectorHTTP = grpc, http
+	c.ZPagesURL = "http://" + zpages + "/debug/servicez"
+	return nil
+}
+
+// Env is what a program's environment needs so that its spans come to this cluster's
+// Collector, and soon: OpenTelemetry's default is to hold them for five seconds.
+func (c *Cluster) Env() []string {
+	return []string{
+		"OTEL_TRACES_EXPORTER=otlp",
+		"OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + c.CollectorGRPC,
+		spansSoon,
+	}
+}
+
+// spansSoon (milliseconds) shortens the batch span processor of every OpenTelemetry
+// SDK, the ones in kube-apiserver and etcd included. The spans are the same, the wait
+// is not.
+const spansSoon = "OTEL_BSP_SCHEDULE_DELAY=100"
+
+// get asks for a page and wants a 200.
+func get(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", url, resp.Status)
+	}
+	return nil
+}

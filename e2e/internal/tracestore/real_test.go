@@ -1,0 +1,225 @@
+package tracestore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+)
+
+// What the OpenTelemetry SDK exports to a real Jaeger comes back unchanged.
+func TestSpansComeBackFromARealJaeger(t *testing.T) {
+	jaeger := startJaeger(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	client := &tracestore.Client{BaseURL: "http://" + jaeger.query}
+
+	front := newService(ctx, t, jaeger.otlp, "front")
+	back := newService(ctx, t, jaeger.otlp, "back")
+
+	// A fixed start: the store keeps microseconds.
+	start := time.UnixMicro(1795000000123456).UTC()
+	other := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{15: 7}, SpanID: trace.SpanID{7: 9}, TraceFlags: trace.FlagsSampled})
+
+	rootCtx, root := front.Start(ctx, "order", trace.WithTimestamp(start))
+	callCtx, call := front.Start(rootCtx, "POST /pay", trace.WithTimestamp(start.Add(10*time.Microsecond)),
+		trace.WithSpanKind(trace.SpanKindClient), trace.WithLinks(trace.Link{SpanContext: other}),
+		trace.WithAttributes(
+			attribute.String("text", "a\nb"), attribute.Bool("flag", true), attribute.Int64("large", 1<<62),
+			attribute.Float64("ratio", 0.25), attribute.StringSlice("list", []string{"x", "y"})))
+	call.AddEvent("sent", trace.WithTimestamp(start.Add(30*time.Microsecond)), trace.WithAttributes(attribute.Int("bytes", 12)))
+	_, serve := back.Start(callCtx, "POST /pay", trace.WithTimestamp(start.Add(50*time.Microsecond)), trace.WithSpanKind(trace.SpanKindServer))
+	serve.SetStatus(codes.Error, "no money")
+	serve.End(trace.WithTimestamp(start.Add(70 * time.Microsecond)))
+	call.End(trace.WithTimestamp(start.Add(90 * time.Microsecond)))
+	root.SetStatus(codes.Ok, "")
+	root.End(trace.WithTimestamp(start.Add(1500 * time.Microsecond)))
+
+	// An orphan: its parent is never exported.
+	lostParent := trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: root.SpanContext().TraceID(), SpanID: trace.SpanID{1, 2, 3, 4, 5, 6, 7, 8}, TraceFlags: trace.FlagsSampled, Remote: true})
+	_, orphan := back.Start(trace.ContextWithRemoteSpanContext(ctx, lostParent), "ship",
+		trace.WithTimestamp(start.Add(80*time.Microsecond)), trace.WithSpanKind(trace.SpanKindConsumer))
+	orphan.End(trace.WithTimestamp(start.Add(85 * time.Microsecond)))
+
+	id := root.SpanContext().TraceID().String()
+	got, err := client.Wait(ctx, id, func(trace tracestore.Trace) error {
+		if n := len(trace.Spans); n != 4 {
+			return fmt.Errorf("%d of 4 spans", n)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("%v\nJaeger's log:\n%s", err, jaeger.log())
+	}
+
+	none := map[string]any{}
+	spanID := func(s trace.Span) string { return s.SpanContext().SpanID().String() }
+	want := tracestore.Trace{ID: id, Spans: []tracestore.Span{
+		{
+			ID: spanID(root), Service: "front", Scope: "real_test", ScopeVersion: "1", Name: "order", Kind: tracestore.KindInternal,
+			Start: start, Duration: 1500 * time.Microsecond, Attributes: none, Status: tracestore.StatusOK,
+			Resource: map[string]any{"host.name": "front.example"},
+		},
+		{
+			ID: spanID(call), ParentID: spanID(root), Service: "front", Scope: "real_test", ScopeVersion: "1", Name: "POST /pay", Kind: tracestore.KindClient,
+			Start: start.Add(10 * time.Microsecond), Duration: 80 * time.Microsecond,
+			Attributes: map[string]any{"text": "a\nb", "flag": true, "large": int64(1 << 62), "ratio": 0.25, "list": `["x","y"]`},
+			Events:     []tracestore.Event{{Time: start.Add(30 * time.Microsecond), Name: "sent", Attributes: map[string]any{"bytes": int64(12)}}},
+			Links:      []tracestore.Link{{TraceID: "00000000000000000000000000000007", SpanID: "0000000000000009"}},
+			Resource:   map[string]any{"host.name": "front.example"},
+		},
+		{
+			ID: spanID(serve), ParentID: spanID(call), Service: "back", Scope: "real_test", ScopeVersion: "1", Name: "POST /pay", Kind: tracestore.KindServer,
+			Start: start.Add(50 * time.Microsecond), Duration: 20 * time.Microsecond, Attributes: none,
+			Status: tracestore.StatusError, StatusMessage: "no money", Resource: map[string]any{"host.name": "back.example"},
+		},
+		{
+			ID: spanID(orphan), ParentID: "0102030405060708", Service: "back", Scope: "real_test", ScopeVersion: "1", Name: "ship", Kind: tracestore.KindConsumer,
+			Start: start.Add(80 * time.Microsecond), Duration: 5 * time.Microsecond, Attributes: none,
+			Resource: map[string]any{"host.name": "back.example"},
+		},
+	}}
+	for i := range want.Spans {
+		if i < len(got.Spans) && !reflect.DeepEqual(got.Spans[i], want.Spans[i]) {
+			t.Errorf("span %d came back as\n%+v\nwant\n%+v", i, got.Spans[i], want.Spans[i])
+		}
+	}
+	if got.ID != want.ID || len(got.Spans) != len(want.Spans) {
+		t.Errorf("trace %s with %d spans came back, want %s with %d", got.ID, len(got.Spans), want.ID, len(want.Spans))
+	}
+	if forest := got.Forest(); len(forest) != 2 || forest[1].Lost != tracestore.ParentMissing {
+		t.Errorf("the orphan is not a tree of its own: %d trees", len(forest))
+	}
+
+	if _, err := client.Trace(ctx, "00000000000000000000000000000bad"); !errors.Is(err, tracestore.ErrNotFound) {
+		t.Errorf("a trace that was never sent gives %v, want ErrNotFound", err)
+	}
+}
+
+// newService is a tracer whose spans go to the OTLP address under the given service name.
+func newService(ctx context.Context, t *testing.T, otlp, name string) trace.Tracer {
+	t.Helper()
+	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(otlp), otlptracegrpc.WithInsecure())
+	if err != nil {
+		t.Fatal(err)
+	}
+	provider := sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(50*time.Millisecond)),
+		sdktrace.WithResource(resource.NewSchemaless(
+			attribute.String("service.name", name), attribute.String("host.name", name+".example"))))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := provider.Shutdown(ctx); err != nil {
+			t.Errorf("shut %s down: %v", name, err)
+		}
+	})
+	return provider.Tracer("real_test", trace.WithInstrumentationVersion("1"))
+}
+
+type jaeger struct {
+	query, otlp string // addresses, host:port
+	logFile     string
+}
+
+func (j jaeger) log() string {
+	text, err := os.ReadFile(j.logFile)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// startJaeger runs bin/jaeger with storage in memory on free loopback ports and
+// waits until it takes spans. It ends with the test, and also when the test's
+// process dies: a shell between the two kills it as soon as its stdin closes,
+// and hard, for there is nothing in it to save.
+func startJaeger(t *testing.T) jaeger {
+	t.Helper()
+	bin := filepath.Join("..", "..", "..", "bin", "jaeger")
+	if _, err := os.Stat(bin); err != nil {
+		t.Fatalf("%v: `make controlplane` builds it", err)
+	}
+	j := jaeger{query: freeAddress(t), otlp: freeAddress(t), logFile: filepath.Join(t.TempDir(), "jaeger.log")}
+	log, err := os.Create(j.logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	alive, hold, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.Close()
+
+	args := []string{"-c", `"$@" & trap "kill -9 $!" EXIT; cat`, "sh", bin,
+		"--query.http-server.host-port=" + j.query, "--collector.otlp.grpc.host-port=" + j.otlp}
+	for _, unused := range []string{
+		"admin.http", "collector.otlp.http", "collector.grpc-server", "collector.http-server", "http-server", "query.grpc-server",
+	} {
+		args = append(args, "--"+unused+".host-port="+freeAddress(t))
+	}
+	for _, unused := range []string{"jaeger-binary", "jaeger-compact", "zipkin-compact"} {
+		args = append(args, "--processor."+unused+".server-host-port="+freeAddress(t))
+	}
+	cmd := exec.Command("sh", args...)
+	cmd.Env = append(os.Environ(), "SPAN_STORAGE_TYPE=memory")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = alive, log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		hold.Close()
+		_ = cmd.Wait() // the signal is its normal end
+	})
+
+	deadline := time.Now().Add(30 * time.Second)
+	for _, address := range []string{j.otlp, j.query} {
+		for {
+			conn, err := net.DialTimeout("tcp", address, time.Second)
+			if err == nil {
+				_ = conn.Close()
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("Jaeger does not listen: %v\n%s", err, j.log())
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	return j
+}
+
+// freeAddress finds a loopback port below the range from which the kernel
+// takes the ports of outgoing connections, so that none of those can get in between.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		_ = listener.Close()
+		return address
+	}
+	t.Fatal("no free port between 20000 and 32000")
+	return ""
+}

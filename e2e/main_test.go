@@ -1,0 +1,128 @@
+// Package e2e tests tracehook as its users have it: the built binary, the shipped
+// manifests, a real control plane and a real trace pipeline. One story a file.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tracehook/tracehook/e2e/internal/certificates"
+	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/e2e/internal/tree"
+)
+
+// installed is the cluster that the stories share: tracehook runs and is installed.
+var installed struct {
+	*cluster.Cluster
+	webhook   *cluster.Webhook
+	certDir   string
+	caBundle  []byte
+	tracehook string // path of the binary
+}
+
+func TestMain(m *testing.M) { os.Exit(runAll(m)) }
+
+func runAll(m *testing.M) (code int) {
+	// What the developer's shell exports must not reach the processes under test.
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		if strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" || name == "TRACESTATE" || name == "KUBECONFIG" {
+			os.Unsetenv(name)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	c, err := cluster.Start(ctx, cluster.Options{Controllers: true, Progress: os.Stderr})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() {
+		if err := c.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}()
+	if err := install(ctx, c); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+func install(ctx context.Context, c *cluster.Cluster) (err error) {
+	installed.Cluster = c
+	if installed.tracehook, err = c.Binary("tracehook"); err != nil {
+		return err
+	}
+	installed.certDir = filepath.Join(c.Dir, "serving-certs")
+	if installed.caBundle, err = certificates.Issue(ctx, installed.tracehook, installed.certDir); err != nil {
+		return err
+	}
+	if installed.webhook, err = c.StartWebhook(ctx, cluster.WebhookOptions{CertDir: installed.certDir}); err != nil {
+		return err
+	}
+	return c.InstallWebhook(ctx, installed.webhook.Port, installed.caBundle)
+}
+
+func within(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+var printedTraceID = regexp.MustCompile(`(?m)^trace id: ([0-9a-f]{32})$`)
+
+// traced runs `tracehook trace -- kubectl args…` and returns the trace's id and what kubectl wrote.
+func traced(t *testing.T, kubeconfig string, args ...string) (traceID, stdout, stderr string) {
+	t.Helper()
+	kubectl, err := installed.Binary("kubectl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(within(t, time.Minute), installed.tracehook, append([]string{"trace", "--", kubectl}, args...)...)
+	cmd.Env = append(os.Environ(), append(installed.Env(), "KUBECONFIG="+kubeconfig)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("tracehook trace -- kubectl %s: %v\n%s", strings.Join(args, " "), err, &errs)
+	}
+	match := printedTraceID.FindStringSubmatch(errs.String())
+	if match == nil {
+		t.Fatalf("no trace id in what `tracehook trace` wrote to stderr:\n%s", &errs)
+	}
+	return match[1], out.String(), errs.String()
+}
+
+// wantTrace waits until the trace is as wanted; what did arrive is in the failure.
+func wantTrace(t *testing.T, id string, want tree.Want) tracestore.Trace {
+	t.Helper()
+	client := tracestore.Client{BaseURL: installed.JaegerURL}
+	trace, err := client.Wait(within(t, 30*time.Second), id, func(got tracestore.Trace) error { return tree.Match(got, want) })
+	if err != nil {
+		t.Fatalf("trace %s after 30s: %v", id, err)
+	}
+	return trace
+}
+
+func mustKubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	// Not the test's context: cleaning up comes after its end.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := installed.Kubectl(ctx, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}

@@ -1,0 +1,258 @@
+package webhook
+
+// The way of a request: otelhttp → deadline → review → mutators → patch → response.
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+)
+
+// DefaultMaxBodyBytes is the largest review that is read: the API server takes
+// objects of up to 3 MiB.
+const DefaultMaxBodyBytes = 3 << 20
+
+const (
+	// The API server's own limits for a webhook's timeoutSeconds.
+	defaultTimeout = 10 * time.Second
+	longestTimeout = 30 * time.Second
+	// answerMargin is kept of the caller's timeout to get the answer written in time.
+	answerMargin = 50 * time.Millisecond
+)
+
+// Options of a handler. The zero value answers every request without a patch.
+type Options struct {
+	// Mutators run in this order.
+	Mutators Chain
+	// MaxBodyBytes bounds a request's body; 0 means DefaultMaxBodyBytes.
+	MaxBodyBytes int64
+	// TracerProvider makes the spans; nil means none are made.
+	TracerProvider trace.TracerProvider
+	// MeterProvider makes the metrics; nil means none are made.
+	MeterProvider metric.MeterProvider
+	// Logger gets one record for each call that was refused or failed open, and at
+	// debug level for every call; nil means no log.
+	Logger *slog.Logger
+}
+
+// New returns the handler of a mutating admission webhook (admission.k8s.io/v1).
+//
+// Each call gets a SERVER span whose parent is the span in the traceparent header,
+// and each mutator an INTERNAL span below it. Baggage is not read.
+func New(o Options) (http.Handler, error) {
+	if o.MaxBodyBytes < 0 {
+		return nil, fmt.Errorf("a body limit of %d bytes is negative", o.MaxBodyBytes)
+	}
+	if o.MaxBodyBytes == 0 {
+		o.MaxBodyBytes = DefaultMaxBodyBytes
+	}
+	telemetry, err := newTelemetry(o.TracerProvider, o.MeterProvider, o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	h := &handler{chain: o.Mutators, maxBodyBytes: o.MaxBodyBytes, telemetry: telemetry}
+	for i, step := range o.Mutators {
+		if step.Name == "" || step.Mutator == nil {
+			return nil, fmt.Errorf("mutator %d has no name or is nil", i)
+		}
+		h.spanNames = append(h.spanNames, "mutate "+step.Name)
+	}
+
+	tracerProvider := o.TracerProvider
+	if tracerProvider == nil {
+		tracerProvider = tracenoop.NewTracerProvider()
+	}
+	return otelhttp.NewHandler(h, "admission",
+		otelhttp.WithTracerProvider(tracerProvider),
+		// The histogram of this package says more, and its attributes are closed sets;
+		// otelhttp's would carry the Host header of any caller.
+		otelhttp.WithMeterProvider(metricnoop.NewMeterProvider()),
+		otelhttp.WithPropagators(propagation.TraceContext{}),
+		otelhttp.WithSpanNameFormatter(spanName),
+	), nil
+}
+
+// spanName is `POST /mutate`, from the route and never from the URL.
+func spanName(_ string, r *http.Request) string {
+	method := r.Method
+	if method != http.MethodPost {
+		method = "HTTP" // whatever it is, it is refused
+	}
+	if r.Pattern == "" {
+		return method
+	}
+	return method + " " + r.Pattern
+}
+
+type handler struct {
+	chain        Chain
+	spanNames    []string // of the chain's steps
+	maxBodyBytes int64
+	telemetry    *telemetry
+	calls        sync.Pool // of *call
+}
+
+// call is the memory of one call, used again by later ones.
+type call struct {
+	body     bytes.Buffer
+	decoder  reviewDecoder
+	request  Request
+	response Response
+	patch    []byte
+	out      []byte
+}
+
+// A buffer that one large object made is not kept for the small ones.
+const keepBytes = 256 << 10
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	c, _ := h.calls.Get().(*call)
+	if c == nil {
+		c = new(call)
+	}
+	span := trace.SpanFromContext(r.Context())
+	res := h.answer(w, r, c, span, start)
+	h.write(w, c, res)
+	h.telemetry.finish(r.Context(), span, &c.request, res, time.Since(start))
+
+	if c.body.Cap() <= keepBytes {
+		c.body.Reset()
+		c.request, c.response = Request{}, Response{}
+		h.calls.Put(c)
+	}
+}
+
+// answer goes the way of the request up to its result.
+func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span trace.Span, start time.Time) result {
+	if r.Method != http.MethodPost {
+		return methodNotAllowed(r.Method)
+	}
+	if contentType := r.Header.Get("Content-Type"); !isJSON(contentType) {
+		return unsupportedMediaType(contentType)
+	}
+	deadline := start.Add(timeout(r.URL) - answerMargin)
+	if res, ok := h.read(w, r, c, deadline); !ok {
+		return res
+	}
+	if err := c.decoder.decode(c.body.Bytes(), &c.request); err != nil {
+		c.request = Request{} // half a request must not look like one in log and metric
+		return undecodable(err)
+	}
+	h.telemetry.describe(span, &c.request)
+	c.request.SpanContext = span.SpanContext()
+	c.response.object = &c.request.Object
+
+	// Not cancelled with the connection or the server's context: while the server
+	// drains, an answer still counts. The deadline bounds it.
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
+	defer cancel()
+	for i := range h.chain {
+		if res, ok := h.mutate(ctx, i, c); !ok {
+			return res
+		}
+	}
+	var operations int
+	c.patch, operations = appendPatch(c.patch[:0], &c.request.Object, c.response.changes)
+	if operations == 0 {
+		return unchanged()
+	}
+	return patched(c.patch, operations)
+}
+
+// read fills c.body. It is not ok when there is no body to go on with.
+func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline time.Time) (result, bool) {
+	if r.ContentLength > h.maxBodyBytes {
+		return bodyTooLarge(h.maxBodyBytes), false
+	}
+	if r.ContentLength > 0 {
+		c.body.Grow(int(r.ContentLength) + bytes.MinRead) // ReadFrom wants room to see the end
+	}
+	// A caller that sends its body drop by drop is cut off; writers that have no
+	// deadline (tests) go without.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(deadline)
+	n, err := c.body.ReadFrom(io.LimitReader(r.Body, h.maxBodyBytes+1))
+	_ = control.SetReadDeadline(time.Time{})
+	switch {
+	case err != nil:
+		return unreadableBody(err), false
+	case n > h.maxBodyBytes:
+		return bodyTooLarge(h.maxBodyBytes), false
+	case n == 0:
+		return emptyBody(), false
+	}
+	return result{}, true
+}
+
+// mutate runs step i of the chain in its span; a panic in it ends this call only.
+func (h *handler) mutate(ctx context.Context, i int, c *call) (res result, ok bool) {
+	step := h.chain[i]
+	ctx, span := h.telemetry.mutate(ctx, h.spanNames[i])
+	defer span.End()
+	defer func() {
+		if value := recover(); value != nil {
+			res, ok = mutatorPanicked(step.Name, value), false
+			h.telemetry.panicked(ctx, &c.request, debug.Stack())
+		}
+	}()
+	if err := step.Mutator.Mutate(ctx, &c.request, &c.response); err != nil {
+		return mutatorFailed(step.Name, err), false
+	}
+	return result{}, true
+}
+
+func (h *handler) write(w http.ResponseWriter, c *call, res result) {
+	if !res.answered() {
+		if res.ending == endMethodNotAllowed {
+			w.Header().Set("Allow", http.MethodPost)
+		}
+		http.Error(w, res.err.Error(), res.status())
+		return
+	}
+	c.out = res.appendReview(c.out[:0], string(c.request.UID))
+	w.Header()["Content-Type"] = jsonContentType
+	// An error means that the caller has gone; it knows.
+	_, _ = w.Write(c.out)
+}
+
+var jsonContentType = []string{"application/json"}
+
+func isJSON(contentType string) bool {
+	if contentType == "application/json" {
+		return true
+	}
+	mediaType, _, err := mime.ParseMediaType(contentType)
+	return err == nil && mediaType == "application/json"
+}
+
+// timeout is how long the caller waits: the API server says so in ?timeout=10s.
+func timeout(u *url.URL) time.Duration {
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return defaultTimeout
+	}
+	d, err := time.ParseDuration(query.Get("timeout"))
+	switch {
+	case err != nil || d <= 0:
+		return defaultTimeout
+	case d > longestTimeout:
+		return longestTimeout
+	}
+	return max(d, 2*answerMargin)
+}

@@ -1,0 +1,136 @@
+package webhook
+
+// Stage: how a call ended in, an HTTP response out. Every way to end has a named
+// constructor here and a row in the table of doc.go. Failing open is decided in
+// this file and nowhere else.
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+)
+
+// ending is one way for a call to end.
+type ending int
+
+const (
+	endPatched ending = iota
+	endUnchanged
+	endMutatorFailed
+	endMutatorPanicked
+	endMethodNotAllowed
+	endUnsupportedMediaType
+	endUnreadableBody
+	endEmptyBody
+	endBodyTooLarge
+	endMalformedReview
+	endUnsupportedVersion
+	endNoRequest
+	endings // how many there are
+)
+
+// endingTable is the outcome table: HTTP status, and the values of the attributes
+// `tracehook.outcome` and `error.type` (both closed sets, so that no caller can
+// make a metric grow).
+var endingTable = [endings]struct {
+	status             int
+	outcome, errorType string
+}{
+	endPatched:              {http.StatusOK, "patched", ""},
+	endUnchanged:            {http.StatusOK, "unchanged", ""},
+	endMutatorFailed:        {http.StatusOK, "failed_open", "mutator_error"},
+	endMutatorPanicked:      {http.StatusOK, "failed_open", "mutator_panic"},
+	endMethodNotAllowed:     {http.StatusMethodNotAllowed, "refused", "method_not_allowed"},
+	endUnsupportedMediaType: {http.StatusUnsupportedMediaType, "refused", "unsupported_media_type"},
+	endUnreadableBody:       {http.StatusBadRequest, "refused", "unreadable_body"},
+	endEmptyBody:            {http.StatusBadRequest, "refused", "empty_body"},
+	endBodyTooLarge:         {http.StatusRequestEntityTooLarge, "refused", "body_too_large"},
+	endMalformedReview:      {http.StatusBadRequest, "refused", "malformed_review"},
+	endUnsupportedVersion:   {http.StatusBadRequest, "refused", "unsupported_version"},
+	endNoRequest:            {http.StatusBadRequest, "refused", "no_request"},
+}
+
+func (e ending) status() int       { return endingTable[e].status }
+func (e ending) outcome() string   { return endingTable[e].outcome }
+func (e ending) errorType() string { return endingTable[e].errorType }
+
+// answered: the API server gets a review, and the request is allowed.
+func (e ending) answered() bool { return e.status() == http.StatusOK }
+
+// result is how one call ended, with what belongs to it.
+type result struct {
+	ending
+	err        error
+	patch      []byte // JSON Patch, nil for none
+	operations int    // in patch
+}
+
+// patched: the object is to be changed.
+func patched(patch []byte, operations int) result {
+	return result{ending: endPatched, patch: patch, operations: operations}
+}
+
+// unchanged: there is nothing to do for this object.
+func unchanged() result { return result{ending: endUnchanged} }
+
+// mutatorFailed and mutatorPanicked fail open: something of ours broke after the
+// request's UID was known. The user's request has nothing to do with that, so it
+// is allowed as it stands, without any part of a patch.
+func mutatorFailed(name string, err error) result {
+	return result{ending: endMutatorFailed, err: fmt.Errorf("mutate %s: %w", name, err)}
+}
+
+func mutatorPanicked(name string, value any) result {
+	return result{ending: endMutatorPanicked, err: fmt.Errorf("mutate %s: panic: %v", name, value)}
+}
+
+// The others refuse a call that is no admission request: there is no UID to answer
+// to. The API server treats that as a failed call, by its failurePolicy.
+
+func methodNotAllowed(method string) result {
+	return result{ending: endMethodNotAllowed,
+		err: fmt.Errorf("got method %q; an API server calls a webhook with POST", clip(method))}
+}
+
+func unsupportedMediaType(contentType string) result {
+	return result{ending: endUnsupportedMediaType,
+		err: fmt.Errorf("got Content-Type %q; send application/json", clip(contentType))}
+}
+
+func unreadableBody(err error) result {
+	return result{ending: endUnreadableBody, err: fmt.Errorf("read the body: %w", err)}
+}
+
+func emptyBody() result {
+	return result{ending: endEmptyBody, err: errors.New("the body is empty; send an AdmissionReview")}
+}
+
+func bodyTooLarge(limit int64) result {
+	return result{ending: endBodyTooLarge,
+		err: fmt.Errorf("the body is larger than %d bytes; raise --max-body-bytes if objects really are that large", limit)}
+}
+
+// undecodable maps what decode refused.
+func undecodable(err error) result {
+	switch {
+	case errors.Is(err, ErrUnsupportedVersion):
+		return result{ending: endUnsupportedVersion, err: err}
+	case errors.Is(err, ErrNoRequest):
+		return result{ending: endNoRequest, err: err}
+	}
+	return result{ending: endMalformedReview, err: err}
+}
+
+// appendReview appends the AdmissionReview that answers the request of this UID.
+func (r result) appendReview(dst []byte, uid string) []byte {
+	dst = append(dst, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":`...)
+	dst = appendQuoted(dst, uid)
+	dst = append(dst, `,"allowed":true`...)
+	if r.patch != nil {
+		dst = append(dst, `,"patchType":"JSONPatch","patch":"`...)
+		dst = base64.StdEncoding.AppendEncode(dst, r.patch)
+		dst = append(dst, '"')
+	}
+	return append(dst, "}}\n"...)
+}
