@@ -65,13 +65,25 @@ func install(ctx context.Context, c *cluster.Cluster) (err error) {
 		return err
 	}
 	installed.certDir = filepath.Join(c.Dir, "serving-certs")
-	if installed.caBundle, err = certificates.Issue(ctx, installed.tracehook, installed.certDir); err != nil {
+	if installed.caBundle, err = certificates.Issue(ctx, installed.tracehook, certificates.Service, installed.certDir); err != nil {
 		return err
 	}
 	if installed.webhook, err = c.StartWebhook(ctx, cluster.WebhookOptions{CertDir: installed.certDir}); err != nil {
 		return err
 	}
 	return c.InstallWebhook(ctx, installed.webhook.Port, installed.caBundle)
+}
+
+// reinstall brings the webhook back to what the manifests say. For cleaning up.
+func reinstall(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	// What a test has added is not in the manifests' last-applied, so it goes only with all.
+	mustKubectl(t, "delete", "mutatingwebhookconfiguration/tracehook")
+	if err := installed.InstallWebhook(ctx, installed.webhook.Port, installed.caBundle); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func within(t *testing.T, limit time.Duration) context.Context {

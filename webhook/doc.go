@@ -7,12 +7,52 @@
 //	  ├─ handler.go       otelhttp: SERVER span below the API server's; deadline from ?timeout=
 //	  ├─ review.go        AdmissionReview → Request, strictly, in one pass; objects stay raw JSON
 //	  ├─ mutator.go       each Mutator of the Chain in an INTERNAL span `mutate <name>`
-//	  │    └─ tracecontext.go    span context → annotation
+//	  │    ├─ tracecontext.go    span context → annotation, by the table below
+//	  │    │    └─ lineage.go      controller owner → what it has stored
+//	  │    └─ environment.go     annotation → environment of containers
 //	  ├─ patch.go         raw object + wanted changes → RFC 6902 operations
 //	  └─ respond.go       how it ended → HTTP status and AdmissionReview
 //
 // telemetry.go holds the names of attributes and metrics, server.go the TLS server
 // with its drain.
+//
+// # What is stored
+//
+// The stored context is the object's cause: the request that wanted the object as it
+// is, for a consumer to continue from or to link to. "This request" is its SERVER
+// span. The last column is the attribute `tracehook.stamp` of the span
+// `mutate trace-context` and of the counter `tracehook.stamps`.
+//
+//	request  annotation on the object              stored                     tracehook.stamp
+//	CREATE   absent, no controller owner           this request               created
+//	CREATE   absent, has a controller owner        the owner's cause, linked; owned
+//	                                               this request if unknown
+//	CREATE   a stamp of ours, no controller owner  this request, old linked   returned
+//	CREATE   valid otherwise                       kept, linked               kept
+//	CREATE   no traceparent                        as if absent; warning      invalid
+//	UPDATE   (object has a controller owner)       untouched                  untouched
+//	UPDATE   changed to a stamp of ours, and so    this request, old linked   returned
+//	         did the desired state
+//	UPDATE   changed to a valid one otherwise      kept, linked               kept
+//	UPDATE   changed to no traceparent             this request; warning      invalid
+//	UPDATE   as it was, desired state changed      this request               updated
+//	UPDATE   only metadata or status changed       untouched                  untouched
+//	any      of the trace of this request          untouched                  same_trace
+//	others: DELETE, CONNECT, subresources, mirror Pods, no object             excluded
+//
+// The desired state is everything outside metadata and status. A stamp of ours that
+// comes back was not chosen by a client: `kubectl rollout undo` writes an old
+// ReplicaSet's annotations back to the Deployment, and `kubectl get -o yaml` with
+// `kubectl create` those of another object. What caused the object then is the rollback,
+// the create. SpanIDs marks our span ids so that stamps can be told apart. An object
+// with a controller owner may carry its owner's stamp: the deployment controller
+// copies it to ReplicaSets, which is the lineage that is wanted, and writes it over
+// whatever else is there, which must not become a fight.
+//
+// Where this request's context is not to be stored (it is not sampled, and
+// TraceContextOptions.Always is false), nothing is stored, and a context that was
+// stored before is removed: it would name the wrong cause. The W3C tracestate is kept
+// beside the traceparent, at most 512 bytes of it.
 //
 // # How a call can end
 //
@@ -26,6 +66,8 @@
 //	unchanged    -                       200   no     unset   debug  nothing to do
 //	failed_open  mutator_error           200   no     error   error  a mutator returned an error
 //	failed_open  mutator_panic           200   no     error   error  a mutator panicked
+//	failed_open  deadline_exceeded       200   no     error   error  a mutator ran out of the caller's ?timeout=
+//	unanswered   write_error             200   -      error   error  the caller went before it had the answer
 //	refused      method_not_allowed      405   -      unset   warn   not POST
 //	refused      unsupported_media_type  415   -      unset   warn   not application/json
 //	refused      unreadable_body         400   -      unset   warn   the caller broke off, or was too slow
@@ -35,7 +77,6 @@
 //	refused      unsupported_version     400   -      unset   warn   not an admission.k8s.io/v1 AdmissionReview
 //	refused      no_request              400   -      unset   warn   without request, UID or operation
 //
-// Both attributes are on the SERVER span and on the histogram
-// `tracehook.admission.duration` (seconds), together with
-// `admission.request.operation`.
+// Both attributes are on the SERVER span and on the metrics. A denial of somebody
+// else's webhook (Instrument) is an answer and no error; our own mutators never deny.
 package webhook

@@ -41,6 +41,9 @@ type Options struct {
 	Mutators Chain
 	// MaxBodyBytes bounds a request's body; 0 means DefaultMaxBodyBytes.
 	MaxBodyBytes int64
+	// Trust says what the trace context of a request is to its SERVER span.
+	// The zero value is TrustParent.
+	Trust Trust
 	// TracerProvider makes the spans; nil means none are made.
 	TracerProvider trace.TracerProvider
 	// MeterProvider makes the metrics; nil means none are made.
@@ -49,6 +52,22 @@ type Options struct {
 	// debug level for every call; nil means no log.
 	Logger *slog.Logger
 }
+
+// Trust is whom to believe: what the trace context in a request's headers means.
+//
+// With a tracing configuration the API server sends a context of its own, whoever
+// asked it. Without one it passes any user's traceparent through unchanged, so
+// that a user can choose the trace, and that it is sampled.
+type Trust string
+
+const (
+	// TrustParent: the SERVER span is a child of the context in the headers.
+	TrustParent Trust = "parent"
+	// TrustLink: the SERVER span starts a trace of its own and links to the context.
+	TrustLink Trust = "link"
+	// TrustNone: the context is not looked at.
+	TrustNone Trust = "none"
+)
 
 // New returns the handler of a mutating admission webhook (admission.k8s.io/v1).
 //
@@ -73,18 +92,33 @@ func New(o Options) (http.Handler, error) {
 		h.spanNames = append(h.spanNames, "mutate "+step.Name)
 	}
 
-	tracerProvider := o.TracerProvider
+	return serverSpans(h, o.TracerProvider, o.Trust)
+}
+
+// serverSpans gives every call of next a SERVER span.
+func serverSpans(next http.Handler, tracerProvider trace.TracerProvider, trust Trust) (http.Handler, error) {
 	if tracerProvider == nil {
 		tracerProvider = tracenoop.NewTracerProvider()
 	}
-	return otelhttp.NewHandler(h, "admission",
+	options := []otelhttp.Option{
 		otelhttp.WithTracerProvider(tracerProvider),
 		// The histogram of this package says more, and its attributes are closed sets;
 		// otelhttp's would carry the Host header of any caller.
 		otelhttp.WithMeterProvider(metricnoop.NewMeterProvider()),
-		otelhttp.WithPropagators(propagation.TraceContext{}),
 		otelhttp.WithSpanNameFormatter(spanName),
-	), nil
+	}
+	switch trust {
+	case TrustParent, "":
+		options = append(options, otelhttp.WithPropagators(propagation.TraceContext{}))
+	case TrustLink:
+		options = append(options, otelhttp.WithPropagators(propagation.TraceContext{}),
+			otelhttp.WithPublicEndpointFn(func(*http.Request) bool { return true }))
+	case TrustNone:
+		options = append(options, otelhttp.WithPropagators(propagation.NewCompositeTextMapPropagator()))
+	default:
+		return nil, fmt.Errorf("trust %q: want %s, %s or %s", trust, TrustParent, TrustLink, TrustNone)
+	}
+	return otelhttp.NewHandler(next, "admission", options...), nil
 }
 
 // spanName is `POST /mutate`, from the route and never from the URL.
@@ -117,8 +151,12 @@ type call struct {
 	out      []byte
 }
 
-// A buffer that one large object made is not kept for the small ones.
-const keepBytes = 256 << 10
+const (
+	// A buffer that one large object made is not kept for the small ones.
+	keepBytes = 256 << 10
+	// A caller gets no more than this for an announced length alone.
+	growBytes = 64 << 10
+)
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
@@ -127,26 +165,28 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c = new(call)
 	}
 	span := trace.SpanFromContext(r.Context())
-	res := h.answer(w, r, c, span, start)
-	h.write(w, c, res)
-	h.telemetry.finish(r.Context(), span, &c.request, res, time.Since(start))
+	budget := timeout(r.URL)
+	res := h.answer(w, r, c, span, start.Add(budget-answerMargin))
+	if err := h.write(w, c, res); err != nil && res.err == nil {
+		res = unwritten(err)
+	}
+	h.telemetry.finish(r.Context(), span, c, res, budget, time.Since(start))
 
 	if c.body.Cap() <= keepBytes {
 		c.body.Reset()
-		c.request, c.response = Request{}, Response{}
+		c.request, c.response = Request{}, Response{audit: c.response.audit[:0]}
 		h.calls.Put(c)
 	}
 }
 
 // answer goes the way of the request up to its result.
-func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span trace.Span, start time.Time) result {
+func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span trace.Span, deadline time.Time) result {
 	if r.Method != http.MethodPost {
 		return methodNotAllowed(r.Method)
 	}
 	if contentType := r.Header.Get("Content-Type"); !isJSON(contentType) {
 		return unsupportedMediaType(contentType)
 	}
-	deadline := start.Add(timeout(r.URL) - answerMargin)
 	if res, ok := h.read(w, r, c, deadline); !ok {
 		return res
 	}
@@ -157,6 +197,11 @@ func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span t
 	h.telemetry.describe(span, &c.request)
 	c.request.SpanContext = span.SpanContext()
 	c.response.object = &c.request.Object
+	if c.request.SpanContext.IsSampled() {
+		// From the audit event to the trace; the UID on the span is the way back.
+		c.response.AuditAnnotation("trace-id", c.request.SpanContext.TraceID().String())
+		c.response.AuditAnnotation("span-id", c.request.SpanContext.SpanID().String())
+	}
 
 	// Not cancelled with the connection or the server's context: while the server
 	// drains, an answer still counts. The deadline bounds it.
@@ -181,7 +226,9 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline
 		return bodyTooLarge(h.maxBodyBytes), false
 	}
 	if r.ContentLength > 0 {
-		c.body.Grow(int(r.ContentLength) + bytes.MinRead) // ReadFrom wants room to see the end
+		// Room for what is announced, as far as an announcement may cost; ReadFrom
+		// wants a little more, to see the end.
+		c.body.Grow(int(min(r.ContentLength, growBytes)) + bytes.MinRead)
 	}
 	// A caller that sends its body drop by drop is cut off; writers that have no
 	// deadline (tests) go without.
@@ -203,6 +250,9 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline
 // mutate runs step i of the chain in its span; a panic in it ends this call only.
 func (h *handler) mutate(ctx context.Context, i int, c *call) (res result, ok bool) {
 	step := h.chain[i]
+	if selective, ok := step.Mutator.(Selective); ok && !selective.Wants(&c.request, &c.response) {
+		return result{}, true
+	}
 	ctx, span := h.telemetry.mutate(ctx, h.spanNames[i])
 	defer span.End()
 	defer func() {
@@ -217,18 +267,18 @@ func (h *handler) mutate(ctx context.Context, i int, c *call) (res result, ok bo
 	return result{}, true
 }
 
-func (h *handler) write(w http.ResponseWriter, c *call, res result) {
-	if !res.answered() {
+func (h *handler) write(w http.ResponseWriter, c *call, res result) error {
+	if !res.understood() {
 		if res.ending == endMethodNotAllowed {
 			w.Header().Set("Allow", http.MethodPost)
 		}
 		http.Error(w, res.err.Error(), res.status())
-		return
+		return nil
 	}
-	c.out = res.appendReview(c.out[:0], string(c.request.UID))
+	c.out = res.appendReview(c.out[:0], string(c.request.UID), answer{warnings: c.response.warnings, audit: c.response.audit})
 	w.Header()["Content-Type"] = jsonContentType
-	// An error means that the caller has gone; it knows.
-	_, _ = w.Write(c.out)
+	_, err := w.Write(c.out)
+	return err
 }
 
 var jsonContentType = []string{"application/json"}

@@ -3,8 +3,8 @@ package webhook
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -37,16 +37,16 @@ const testReview = `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"
 	`"name":"web","namespace":"shop","operation":"CREATE","userInfo":{"username":"alice","groups":["secret-group"]},` +
 	`"object":{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","annotations":{"a":"secret-value"}}},"oldObject":null,"dryRun":true}}`
 
-// sequentialIDs makes span ids 1, 2, 3, …, so that what is recorded stays the same.
+// sequentialIDs makes marked span ids out of 1, 2, 3, …, so that what is recorded stays the same.
 type sequentialIDs struct{ last atomic.Uint64 }
 
 func (s *sequentialIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
-	return trace.TraceID{15: 0xff}, s.NewSpanID(ctx, trace.TraceID{})
+	id := trace.TraceID{15: 0xff}
+	return id, s.NewSpanID(ctx, id)
 }
 
-func (s *sequentialIDs) NewSpanID(context.Context, trace.TraceID) (id trace.SpanID) {
-	binary.BigEndian.PutUint64(id[:], s.last.Add(1))
-	return id
+func (s *sequentialIDs) NewSpanID(_ context.Context, id trace.TraceID) trace.SpanID {
+	return markSpanID(id, s.last.Add(1))
 }
 
 type recorded struct {
@@ -63,7 +63,7 @@ func newTestHandler(t *testing.T, o Options) (http.Handler, recorded) {
 	o.MeterProvider = metric.NewMeterProvider(metric.WithReader(rec.metrics))
 	o.Logger = slog.New(slog.NewTextHandler(rec.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if o.Mutators == nil {
-		o.Mutators = Chain{{Name: "trace-context", Mutator: TraceContext{}}}
+		o.Mutators = Chain{{Name: "trace-context", Mutator: newTraceContext(t, TraceContextOptions{})}}
 	}
 	handler, err := New(o)
 	if err != nil {
@@ -72,6 +72,15 @@ func newTestHandler(t *testing.T, o Options) (http.Handler, recorded) {
 	mux := http.NewServeMux()
 	mux.Handle("/mutate", handler)
 	return mux, rec
+}
+
+func newTraceContext(t *testing.T, o TraceContextOptions) *TraceContext {
+	t.Helper()
+	m, err := NewTraceContext(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 func TestACallIsAServerSpanBelowTheAPIServersSpanAndOneSpanForEachMutator(t *testing.T) {
@@ -105,7 +114,7 @@ func TestACallIsAServerSpanBelowTheAPIServersSpanAndOneSpanForEachMutator(t *tes
 		if _, ours := want[a.Key]; ours || strings.HasPrefix(string(a.Key), "admission.") || strings.HasPrefix(string(a.Key), "k8s.") {
 			got[a.Key] = a.Value.AsInterface()
 		}
-		if text := a.Value.Emit(); strings.Contains(text, "secret") || strings.Contains(text, "alice") {
+		if text := fmt.Sprint(a.Value.AsInterface()); strings.Contains(text, "secret") || strings.Contains(text, "alice") {
 			t.Errorf("attribute %s tells of the user or the object: %s", a.Key, text)
 		}
 	}
@@ -206,11 +215,14 @@ func TestACallThatBreaksOffIsRefused(t *testing.T) {
 }
 
 func TestAFailureOfOursAllowsTheRequestWithoutAPatch(t *testing.T) {
-	stamp := Step{Name: "stamp", Mutator: TraceContext{}}
+	stamp := Step{Name: "stamp", Mutator: newTraceContext(t, TraceContextOptions{})}
 	for name, test := range map[string]struct {
 		mutator   MutatorFunc
 		errorType string
 	}{
+		"late": {func(context.Context, *Request, *Response) error {
+			return fmt.Errorf("out of luck: %w", context.DeadlineExceeded)
+		}, "deadline_exceeded"},
 		"error": {func(context.Context, *Request, *Response) error { return errors.New("out of luck") }, "mutator_error"},
 		"panic": {func(context.Context, *Request, *Response) error { panic("out of luck") }, "mutator_panic"},
 	} {
@@ -269,7 +281,7 @@ func TestAMutatorGetsTheCallersTimeoutLessAMargin(t *testing.T) {
 func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 	for name, o := range map[string]Options{
 		"negative limit": {MaxBodyBytes: -1},
-		"nameless":       {Mutators: Chain{{Mutator: TraceContext{}}}},
+		"nameless":       {Mutators: Chain{{Mutator: MutatorFunc(nil)}}},
 		"nil mutator":    {Mutators: Chain{{Name: "x"}}},
 	} {
 		if _, err := New(o); err == nil {
@@ -285,8 +297,8 @@ func (r recorded) wantCount(t *testing.T, outcome, errorType string) {
 	if err := r.metrics.Collect(t.Context(), &all); err != nil {
 		t.Fatal(err)
 	}
-	if len(all.ScopeMetrics) != 1 || len(all.ScopeMetrics[0].Metrics) != 1 {
-		t.Fatalf("got %v, want the one histogram", all.ScopeMetrics)
+	if len(all.ScopeMetrics) != 1 || all.ScopeMetrics[0].Metrics[0].Name != "tracehook.admission.duration" {
+		t.Fatalf("got %v, want the histogram of durations first", all.ScopeMetrics)
 	}
 	points := all.ScopeMetrics[0].Metrics[0].Data.(metricdata.Histogram[float64]).DataPoints
 	if len(points) != 1 || points[0].Count != 1 {
@@ -302,7 +314,7 @@ func (r recorded) wantCount(t *testing.T, outcome, errorType string) {
 	for _, a := range set.ToSlice() {
 		keys = append(keys, string(a.Key))
 	}
-	if want := []string{"admission.request.operation", "error.type", "tracehook.outcome"}; !slices.Equal(keys, want) {
+	if want := []string{"admission.request.operation", "admission.request.resource", "error.type", "tracehook.outcome"}; !slices.Equal(keys, want) {
 		t.Errorf("attributes %v, want %v", keys, want)
 	}
 }

@@ -1,6 +1,11 @@
 package webhook
 
-import "context"
+import (
+	"context"
+	"slices"
+
+	"go.opentelemetry.io/otel/trace"
+)
 
 // A Mutator looks at one admission request and says which changes it wants.
 //
@@ -20,6 +25,13 @@ func (f MutatorFunc) Mutate(ctx context.Context, req *Request, resp *Response) e
 	return f(ctx, req, resp)
 }
 
+// Selective is a Mutator that can tell, at little cost, that a request is none of its
+// business: it is then not called, and the trace holds no span of it.
+type Selective interface {
+	Mutator
+	Wants(req *Request, resp *Response) bool
+}
+
 // Chain runs mutators in order, each in a span `mutate <Name>`.
 type Chain []Step
 
@@ -32,32 +44,67 @@ type Step struct {
 // Response collects what the mutators want of the answer. Later mutators see
 // what earlier ones set.
 type Response struct {
-	object  *Object
-	changes []change
-	space   [4]change
+	object   *Object
+	changes  []change
+	links    []trace.SpanContext
+	warnings []string
+	audit    []change
+	space    [4]change
 }
 
 // SetAnnotation sets metadata.annotations[key] of the object and leaves every
-// other annotation alone. Setting a key again replaces the first wish.
+// other annotation alone. What is said of a key last counts.
 func (r *Response) SetAnnotation(key, value string) {
-	for i := range r.changes {
-		if r.changes[i].key == key {
-			r.changes[i].value = value
-			return
-		}
+	if now, ok := r.object.Annotation(key); ok && now == value {
+		r.forget(key)
+		return
 	}
-	if r.changes == nil {
-		r.changes = r.space[:0]
+	r.forget(key)
+	r.append(change{key: key, value: value})
+}
+
+// RemoveAnnotation removes metadata.annotations[key] if it is there.
+func (r *Response) RemoveAnnotation(key string) {
+	r.forget(key)
+	if _, ok := r.object.Annotation(key); ok {
+		r.append(change{key: key, remove: true})
 	}
-	r.changes = append(r.changes, change{key: key, value: value})
 }
 
 // Annotation returns an annotation as it will be: a mutator's wish, else what the object has.
 func (r *Response) Annotation(key string) (value string, ok bool) {
 	for _, c := range r.changes {
 		if c.key == key {
-			return c.value, true
+			return c.value, !c.remove
 		}
 	}
 	return r.object.Annotation(key)
+}
+
+func (r *Response) append(c change) {
+	if r.changes == nil {
+		r.changes = r.space[:0]
+	}
+	r.changes = append(r.changes, c)
+}
+
+func (r *Response) forget(key string) {
+	r.changes = slices.DeleteFunc(r.changes, func(c change) bool { return c.key == key })
+}
+
+// Link adds a link to the SERVER span of the request: this call has to do with that
+// span of another trace.
+func (r *Response) Link(span trace.SpanContext) {
+	if span.IsValid() {
+		r.links = append(r.links, span)
+	}
+}
+
+// Warn tells the client something (kubectl prints it as a warning). At most 120
+// characters by the API server's own advice; say what to do.
+func (r *Response) Warn(message string) { r.warnings = append(r.warnings, message) }
+
+// AuditAnnotation adds <webhook name>/<key> to the request's audit event.
+func (r *Response) AuditAnnotation(key, value string) {
+	r.audit = append(r.audit, change{key: key, value: value})
 }

@@ -5,6 +5,7 @@ package webhook
 // this file and nowhere else.
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ const (
 	endUnchanged
 	endMutatorFailed
 	endMutatorPanicked
+	endOutOfTime
+	endUnwritten
 	endMethodNotAllowed
 	endUnsupportedMediaType
 	endUnreadableBody
@@ -41,6 +44,8 @@ var endingTable = [endings]struct {
 	endUnchanged:            {http.StatusOK, "unchanged", ""},
 	endMutatorFailed:        {http.StatusOK, "failed_open", "mutator_error"},
 	endMutatorPanicked:      {http.StatusOK, "failed_open", "mutator_panic"},
+	endOutOfTime:            {http.StatusOK, "failed_open", "deadline_exceeded"},
+	endUnwritten:            {http.StatusOK, "unanswered", "write_error"},
 	endMethodNotAllowed:     {http.StatusMethodNotAllowed, "refused", "method_not_allowed"},
 	endUnsupportedMediaType: {http.StatusUnsupportedMediaType, "refused", "unsupported_media_type"},
 	endUnreadableBody:       {http.StatusBadRequest, "refused", "unreadable_body"},
@@ -55,8 +60,8 @@ func (e ending) status() int       { return endingTable[e].status }
 func (e ending) outcome() string   { return endingTable[e].outcome }
 func (e ending) errorType() string { return endingTable[e].errorType }
 
-// answered: the API server gets a review, and the request is allowed.
-func (e ending) answered() bool { return e.status() == http.StatusOK }
+// understood: it was an admission request, whatever came of it.
+func (e ending) understood() bool { return e.status() == http.StatusOK }
 
 // result is how one call ended, with what belongs to it.
 type result struct {
@@ -64,6 +69,12 @@ type result struct {
 	err        error
 	patch      []byte // JSON Patch, nil for none
 	operations int    // in patch
+}
+
+// answer is what goes with an AdmissionReview beside the patch.
+type answer struct {
+	warnings []string
+	audit    []change // audit annotations
 }
 
 // patched: the object is to be changed.
@@ -78,11 +89,21 @@ func unchanged() result { return result{ending: endUnchanged} }
 // request's UID was known. The user's request has nothing to do with that, so it
 // is allowed as it stands, without any part of a patch.
 func mutatorFailed(name string, err error) result {
-	return result{ending: endMutatorFailed, err: fmt.Errorf("mutate %s: %w", name, err)}
+	e := endMutatorFailed
+	if errors.Is(err, context.DeadlineExceeded) {
+		e = endOutOfTime
+	}
+	return result{ending: e, err: fmt.Errorf("mutate %s: %w", name, err)}
 }
 
 func mutatorPanicked(name string, value any) result {
 	return result{ending: endMutatorPanicked, err: fmt.Errorf("mutate %s: panic: %v", name, value)}
+}
+
+// unwritten: the answer was there and the caller did not take it. By its
+// failurePolicy the API server goes on without.
+func unwritten(err error) result {
+	return result{ending: endUnwritten, err: fmt.Errorf("write the answer: %w", err)}
 }
 
 // The others refuse a call that is no admission request: there is no UID to answer
@@ -123,7 +144,7 @@ func undecodable(err error) result {
 }
 
 // appendReview appends the AdmissionReview that answers the request of this UID.
-func (r result) appendReview(dst []byte, uid string) []byte {
+func (r result) appendReview(dst []byte, uid string, also answer) []byte {
 	dst = append(dst, `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":`...)
 	dst = appendQuoted(dst, uid)
 	dst = append(dst, `,"allowed":true`...)
@@ -131,6 +152,19 @@ func (r result) appendReview(dst []byte, uid string) []byte {
 		dst = append(dst, `,"patchType":"JSONPatch","patch":"`...)
 		dst = base64.StdEncoding.AppendEncode(dst, r.patch)
 		dst = append(dst, '"')
+	}
+	if len(also.audit) > 0 {
+		dst = append(dst, `,"auditAnnotations":`...)
+		dst = appendMap(dst, also.audit)
+	}
+	open := `,"warnings":[`
+	for _, warning := range also.warnings {
+		dst = append(dst, open...)
+		dst = appendQuoted(dst, warning)
+		open = ","
+	}
+	if len(also.warnings) > 0 {
+		dst = append(dst, ']')
 	}
 	return append(dst, "}}\n"...)
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Reasons why a body is no review that can be answered.
@@ -126,7 +127,7 @@ func (d *reviewDecoder) group(group, version *string, lastName string, last *str
 	})
 }
 
-// rawObject walks an object of the review, noting where its metadata is.
+// rawObject walks an object of the review, noting where its parts are.
 func (d *reviewDecoder) rawObject(o *Object) error {
 	if d.json.PeekKind() == 'n' {
 		return d.json.SkipValue()
@@ -135,12 +136,16 @@ func (d *reviewDecoder) rawObject(o *Object) error {
 		return err
 	}
 	start := d.json.InputOffset() - 1
+	o.fields = o.fieldSpace[:0]
 	err := d.members(func(name []byte) error {
 		if string(name) == "metadata" && d.json.PeekKind() != 'n' {
 			o.hasMetadata = true
+			o.fields = append(o.fields, member{name: name})
 			return d.metadata(o)
 		}
-		return d.json.SkipValue()
+		value, err := d.value()
+		o.fields = append(o.fields, member{name: name, value: value})
+		return err
 	})
 	if err != nil {
 		return err
@@ -150,10 +155,20 @@ func (d *reviewDecoder) rawObject(o *Object) error {
 }
 
 func (d *reviewDecoder) metadata(o *Object) error {
-	return d.object(func(name []byte) error {
-		if string(name) == "annotations" && d.json.PeekKind() != 'n' {
+	return d.object(func(name []byte) (err error) {
+		if d.json.PeekKind() == 'n' {
+			return d.json.SkipValue()
+		}
+		switch string(name) {
+		case "annotations":
 			o.hasAnnotations = true
 			return d.annotations(o)
+		case "ownerReferences":
+			if d.json.PeekKind() != '[' {
+				return errors.New("ownerReferences are not a list")
+			}
+			o.owners, err = d.value()
+			return err
 		}
 		return d.json.SkipValue()
 	})
@@ -169,9 +184,45 @@ func (d *reviewDecoder) annotations(o *Object) error {
 		if value[0] != '"' && value[0] != 'n' {
 			return errors.New("an annotation's value is not a string")
 		}
-		o.annotations = append(o.annotations, annotation{key: key, value: value})
+		o.annotations = append(o.annotations, member{name: key, value: value})
 		return nil
 	})
+}
+
+// readControllerOwner reads a list of owner references up to the controller's. One
+// that is not as Kubernetes writes it is no controller.
+func readControllerOwner(list []byte) (owner metav1.OwnerReference, ok bool) {
+	d := reviewDecoder{body: list}
+	d.in = *bytes.NewBuffer(list)
+	d.json.Reset(&d.in)
+	if token, err := d.json.ReadToken(); err != nil || token.Kind() != '[' {
+		return metav1.OwnerReference{}, false
+	}
+	for d.json.PeekKind() == '{' {
+		owner, controller := metav1.OwnerReference{}, false
+		err := d.object(func(name []byte) error {
+			switch string(name) {
+			case "apiVersion":
+				return d.string(&owner.APIVersion)
+			case "kind":
+				return d.string(&owner.Kind)
+			case "name":
+				return d.string(&owner.Name)
+			case "uid":
+				return d.string((*string)(&owner.UID))
+			case "controller":
+				return d.bool(&controller)
+			}
+			return d.json.SkipValue()
+		})
+		if err != nil {
+			return metav1.OwnerReference{}, false
+		}
+		if controller {
+			return owner, true
+		}
+	}
+	return metav1.OwnerReference{}, false
 }
 
 // object reads one object; member must read exactly one value.

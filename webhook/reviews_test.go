@@ -88,17 +88,25 @@ func transcript(t *testing.T, body []byte, w *httptest.ResponseRecorder) string 
 			UID     string
 			Allowed bool
 			Patch   []byte
+
+			AuditAnnotations map[string]string
+			Warnings         []string
 		}
 	}
 	if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil {
 		t.Fatalf("the answer is not JSON: %v\n%s", err, w.Body)
 	}
 	fmt.Fprintf(&out, "uid %s\nallowed %t\n", answer.Response.UID, answer.Response.Allowed)
+	for _, warning := range answer.Response.Warnings {
+		fmt.Fprintf(&out, "warning %s\n", warning)
+	}
 	if answer.Response.Patch == nil {
 		return out.String() + "no patch\n"
 	}
 	fmt.Fprintf(&out, "patch %s\n", answer.Response.Patch)
-	var review struct{ Request struct{ Object json.RawMessage } }
+	var review struct {
+		Request struct{ Object json.RawMessage }
+	}
 	if err := json.Unmarshal(body, &review); err != nil {
 		t.Fatal(err)
 	}

@@ -17,12 +17,11 @@ import (
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 )
 
-// ServerOptions of a Server. Path, Handler and GetCertificate are needed.
+// ServerOptions of a Server. Handler and GetCertificate are needed.
 type ServerOptions struct {
 	// Address to listen on, as HOST:PORT; an empty host means all addresses.
 	Address string
-	// Path that Handler answers, "/mutate"; every other path is 404.
-	Path    string
+	// Handler answers all calls; an http.ServeMux for more than one path.
 	Handler http.Handler
 	// GetCertificate is asked at every handshake, so a certificate can be rotated
 	// without a restart. This is where package certs, a certwatcher, or anything
@@ -56,7 +55,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 	}
 	s := &Server{delay: o.ShutdownDelay, address: o.Address}
 	mux := http.NewServeMux()
-	mux.Handle(o.Path, s.closeWhenDraining(o.Handler))
+	mux.Handle("/", s.closeWhenDraining(o.Handler))
 	s.server = ctrlwebhook.NewServer(ctrlwebhook.Options{
 		Host: host,
 		Port: int(port),

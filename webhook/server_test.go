@@ -32,7 +32,6 @@ func startServer(t *testing.T, o ServerOptions) (s *Server, stop context.CancelF
 	l.Close()
 	certificate := testCertificate(t)
 	o.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil }
-	o.Path = "/mutate"
 	s, err = NewServer(o)
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +148,7 @@ func TestAnAddressThatCannotBeServedIsAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s, err := NewServer(ServerOptions{Address: l.Addr().String(), Path: "/mutate", Handler: http.NotFoundHandler(),
+	s, err := NewServer(ServerOptions{Address: l.Addr().String(), Handler: http.NotFoundHandler(),
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
 	if err != nil {
 		t.Fatal(err)

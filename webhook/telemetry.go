@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -17,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // scopeName is the instrumentation scope of all spans and metrics of this package.
@@ -36,13 +38,19 @@ const (
 	keyAllowed     = attribute.Key("admission.response.allowed")
 	keyOperations  = attribute.Key("admission.response.patch.operations")
 	keyOutcome     = attribute.Key("tracehook.outcome")
+	// What was done about the stored trace context: a reason of the table in doc.go.
+	keyStamp = attribute.Key("tracehook.stamp")
+	// Seconds that the caller waits for an answer, and those left when it was given.
+	keyBudget    = attribute.Key("tracehook.budget.total")
+	keyRemaining = attribute.Key("tracehook.budget.remaining")
 )
 
 type telemetry struct {
-	tracer   trace.Tracer
-	duration metric.Float64Histogram
-	// attributes of the histogram for every operation and ending, made once.
-	attributes [operations][endings]metric.MeasurementOption
+	tracer    trace.Tracer
+	duration  metric.Float64Histogram
+	patchSize metric.Int64Histogram
+	// attributes of the histograms for every resource, operation and ending, made once.
+	attributes [len(resources)][operations][endings]metric.MeasurementOption
 	log        *slog.Logger
 }
 
@@ -58,7 +66,8 @@ func newTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, log *slog.Lo
 	}
 	t := &telemetry{tracer: tp.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)), log: log}
 	var err error
-	t.duration, err = mp.Meter(scopeName, metric.WithSchemaURL(semconv.SchemaURL)).Float64Histogram(
+	meter := mp.Meter(scopeName, metric.WithSchemaURL(semconv.SchemaURL))
+	t.duration, err = meter.Float64Histogram(
 		"tracehook.admission.duration",
 		metric.WithUnit("s"),
 		metric.WithDescription("Time from the request's headers to its answer, by how it ended."),
@@ -67,13 +76,23 @@ func newTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, log *slog.Lo
 	if err != nil {
 		return nil, fmt.Errorf("create the histogram of admission calls: %w", err)
 	}
-	for op := range operations {
-		for e := range endings {
-			attrs := []attribute.KeyValue{keyOperation.String(operationNames[op]), keyOutcome.String(e.outcome())}
-			if e.errorType() != "" {
-				attrs = append(attrs, semconv.ErrorTypeKey.String(e.errorType()))
+	t.patchSize, err = meter.Int64Histogram("tracehook.admission.patch.size",
+		metric.WithUnit("By"),
+		metric.WithDescription("Size of the JSON Patches that were answered."),
+		metric.WithExplicitBucketBoundaries(64, 128, 256, 512, 1024, 4096, 16384, 65536),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("create the histogram of patch sizes: %w", err)
+	}
+	for i, resource := range resources {
+		for op := range operations {
+			for e := range endings {
+				attrs := []attribute.KeyValue{keyResource.String(resourceText(resource)), keyOperation.String(operationNames[op]), keyOutcome.String(e.outcome())}
+				if e.errorType() != "" {
+					attrs = append(attrs, semconv.ErrorTypeKey.String(e.errorType()))
+				}
+				t.attributes[i][op][e] = metric.WithAttributeSet(attribute.NewSet(attrs...))
 			}
-			t.attributes[op][e] = metric.WithAttributeSet(attribute.NewSet(attrs...))
 		}
 	}
 	return t, nil
@@ -107,29 +126,57 @@ func operationOf(r *Request) operation {
 	return opUnknown
 }
 
+// resources are what a metric tells apart; custom resources, which anybody may
+// define, are all the first one.
+var resources = [...]metav1.GroupVersionResource{
+	{Resource: "other"},
+	{Version: "v1", Resource: "configmaps"},
+	{Version: "v1", Resource: "namespaces"},
+	{Version: "v1", Resource: "persistentvolumeclaims"},
+	{Version: "v1", Resource: "pods"},
+	{Version: "v1", Resource: "secrets"},
+	{Version: "v1", Resource: "services"},
+	{Group: "apps", Version: "v1", Resource: "daemonsets"},
+	{Group: "apps", Version: "v1", Resource: "deployments"},
+	{Group: "apps", Version: "v1", Resource: "replicasets"},
+	{Group: "apps", Version: "v1", Resource: "statefulsets"},
+	{Group: "batch", Version: "v1", Resource: "cronjobs"},
+	{Group: "batch", Version: "v1", Resource: "jobs"},
+}
+
+func resourceOf(r *Request) int { return max(0, slices.Index(resources[:], r.Resource)) }
+
 // describe puts the request on the SERVER span.
 func (t *telemetry) describe(span trace.Span, r *Request) {
-	if !span.IsRecording() {
-		return
+	if span.IsRecording() {
+		span.SetAttributes(requestAttributes(r)...)
 	}
-	span.SetAttributes(
+}
+
+func requestAttributes(r *Request) []attribute.KeyValue {
+	return []attribute.KeyValue{
 		keyUID.String(string(r.UID)),
 		keyOperation.String(string(r.Operation)),
-		keyKind.String(groupVersionName(r.Kind.Group, r.Kind.Version, r.Kind.Kind)),
-		keyResource.String(groupVersionName(r.Resource.Group, r.Resource.Version, r.Resource.Resource)),
+		keyKind.String(joined(r.Kind.Group, r.Kind.Version, r.Kind.Kind)),
+		keyResource.String(resourceText(r.Resource)),
 		keySubResource.String(r.SubResource),
 		keyName.String(r.Name),
 		keyDryRun.Bool(r.DryRun),
 		semconv.K8SNamespaceName(r.Namespace),
-	)
+	}
 }
 
-// groupVersionName joins what identifies a kind or a resource: "apps/v1/deployments", "v1/pods".
-func groupVersionName(group, version, name string) string {
-	if group == "" {
-		return version + "/" + name
+func resourceText(r metav1.GroupVersionResource) string { return joined(r.Group, r.Version, r.Resource) }
+
+// joined writes a kind or resource: "apps/v1/deployments", "v1/pods", "other".
+func joined(group, version, name string) string {
+	if version != "" {
+		name = version + "/" + name
 	}
-	return group + "/" + version + "/" + name
+	if group != "" {
+		name = group + "/" + name
+	}
+	return name
 }
 
 // mutate starts the span of one mutator.
@@ -139,31 +186,39 @@ func (t *telemetry) mutate(ctx context.Context, name string) (context.Context, t
 
 // panicked logs where a mutator panicked; finish says the rest.
 func (t *telemetry) panicked(ctx context.Context, r *Request, stack []byte) {
-	t.log.LogAttrs(ctx, slog.LevelError, "mutator panicked", slog.String("uid", string(r.UID)),
-		slog.String("trace_id", r.SpanContext.TraceID().String()), slog.String("stack", string(stack)))
+	t.log.LogAttrs(ctx, slog.LevelError, "mutator panicked", append(identity(r, r.SpanContext), slog.String("stack", string(stack)))...)
 }
 
-// finish records how the call ended on span, histogram and log. A refusal or an
+// finish records how the call ended on span, metrics and log. A refusal or an
 // object left alone is no error of the span's; that something of ours failed is.
-func (t *telemetry) finish(ctx context.Context, span trace.Span, r *Request, res result, took time.Duration) {
-	t.duration.Record(ctx, took.Seconds(), t.attributes[operationOf(r)][res.ending])
+func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res result, budget, took time.Duration) {
+	r := &c.request
+	attributes := t.attributes[resourceOf(r)][operationOf(r)][res.ending]
+	t.duration.Record(ctx, took.Seconds(), attributes)
+	if res.patch != nil {
+		t.patchSize.Record(ctx, int64(len(res.patch)), attributes)
+	}
 
 	if span.IsRecording() {
-		span.SetAttributes(keyOutcome.String(res.outcome()))
-		if res.answered() {
+		span.SetAttributes(keyOutcome.String(res.outcome()),
+			keyBudget.Float64(budget.Seconds()), keyRemaining.Float64((budget - took).Seconds()))
+		if res.understood() {
 			span.SetAttributes(keyAllowed.Bool(true), keyOperations.Int(res.operations))
 		}
 		if res.err != nil {
 			span.SetAttributes(semconv.ErrorTypeKey.String(res.errorType()))
-			if res.answered() {
+			if res.understood() {
 				span.SetStatus(codes.Error, res.err.Error())
 			}
+		}
+		for _, link := range c.response.links {
+			span.AddLink(trace.Link{SpanContext: link})
 		}
 	}
 
 	level := slog.LevelDebug
 	switch {
-	case res.err != nil && res.answered():
+	case res.err != nil && res.understood():
 		level = slog.LevelError
 	case res.err != nil:
 		level = slog.LevelWarn
@@ -171,14 +226,18 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, r *Request, res
 	if !t.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := []slog.Attr{
-		slog.String("uid", string(r.UID)),
-		slog.String("trace_id", span.SpanContext().TraceID().String()),
-		slog.String("outcome", res.outcome()),
-		slog.Duration("took", took),
-	}
+	attrs := append(identity(r, span.SpanContext()), slog.String("outcome", res.outcome()), slog.Duration("took", took))
 	if res.err != nil {
 		attrs = append(attrs, slog.String("error_type", res.errorType()), slog.String("error", res.err.Error()))
 	}
 	t.log.LogAttrs(ctx, level, "admission call", attrs...)
+}
+
+// identity is what every log record about a call has.
+func identity(r *Request, span trace.SpanContext) []slog.Attr {
+	return []slog.Attr{
+		slog.String("uid", string(r.UID)),
+		slog.String("trace_id", span.TraceID().String()),
+		slog.String("span_id", span.SpanID().String()),
+	}
 }

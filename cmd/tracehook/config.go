@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -29,7 +31,15 @@ type serveConfig struct {
 	ShutdownDelay time.Duration
 	FlushTimeout  time.Duration
 	AnnotationKey string
-	LogLevel      string
+
+	Stamp   string // sampled, always
+	Lineage string // off, link, parent
+	Trust   string // parent, link, none
+	// MaxSampledRate is in requests a second; 0 means that there is no cap.
+	MaxSampledRate float64
+
+	LogLevel  string // debug, info, warn, error
+	LogFormat string // json, text
 }
 
 func (c *serveConfig) bind(f *pflag.FlagSet) {
@@ -44,6 +54,11 @@ func (c *serveConfig) bind(f *pflag.FlagSet) {
 	f.DurationVar(&c.ShutdownDelay, "shutdown-delay", 5*time.Second, "how long to go on serving, not ready, after SIGTERM")
 	f.DurationVar(&c.FlushTimeout, "flush-timeout", 5*time.Second, "how long the last spans may take to be exported at the end")
 	f.StringVar(&c.AnnotationKey, "annotation-key", webhook.DefaultAnnotationKey, "annotation that stores the trace context")
+	f.StringVar(&c.Stamp, "stamp", "sampled", "which requests' contexts are stored: sampled, or always")
+	f.StringVar(&c.Lineage, "lineage", "link", "what an object that a controller creates has to do with the cause of its owner: link (it stores that cause), parent (it stores a span of its own in the cause's trace) or off")
+	f.StringVar(&c.Trust, "trust", string(webhook.TrustParent), "what the trace context in a request is to our span: its parent, a link, or none")
+	f.Float64Var(&c.MaxSampledRate, "max-sampled-rate", 0, "most requests a second that are traced because their context says so; 0 for no limit")
+	f.StringVar(&c.LogFormat, "log-format", "json", "json or text")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 
@@ -74,8 +89,22 @@ func (c *serveConfig) validate() error {
 	if c.FlushTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("--flush-timeout %s: want more than 0", c.FlushTimeout))
 	}
-	if _, err := parseLogLevel(c.LogLevel); err != nil {
-		errs = append(errs, err)
+	for _, choice := range []struct {
+		flag, value string
+		of          []string
+	}{
+		{"stamp", c.Stamp, []string{"sampled", "always"}},
+		{"lineage", c.Lineage, []string{"link", "parent", "off"}},
+		{"trust", c.Trust, []string{"parent", "link", "none"}},
+		{"log-format", c.LogFormat, []string{"json", "text"}},
+		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
+	} {
+		if !slices.Contains(choice.of, choice.value) {
+			errs = append(errs, fmt.Errorf("--%s %q: want %s", choice.flag, choice.value, strings.Join(choice.of, ", ")))
+		}
+	}
+	if c.MaxSampledRate < 0 {
+		errs = append(errs, fmt.Errorf("--max-sampled-rate %g: want 0 or more", c.MaxSampledRate))
 	}
 	return errors.Join(errs...)
 }

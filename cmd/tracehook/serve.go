@@ -12,17 +12,18 @@ import (
 	"net"
 	"net/http"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -57,7 +58,7 @@ admission call up.`,
 
 // serve runs until ctx ends and everything is drained and flushed.
 func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
-	log := newLogger(stderr, config.LogLevel)
+	log := newLogger(stderr, config.LogLevel, config.LogFormat)
 
 	certificate, err := certwatcher.New(config.certFile(), config.keyFile())
 	if err != nil {
@@ -65,9 +66,11 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 	}
 
 	telemetry, err := startTelemetry(ctx, telemetryOptions{
-		ServiceName: "tracehook",
-		Registry:    ctrlmetrics.Registry,
-		OnError:     newTelemetryErrorLog(log),
+		ServiceName:    "tracehook",
+		Registry:       ctrlmetrics.Registry,
+		IDs:            webhook.SpanIDs{},
+		MaxSampledRate: config.MaxSampledRate,
+		OnError:        newTelemetryErrorLog(log),
 	})
 	if err != nil {
 		return usageError(err)
@@ -82,22 +85,17 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		log.Info("stopped")
 	}()
 
-	handler, err := webhook.New(webhook.Options{
-		Mutators: webhook.Chain{
-			{Name: "trace-context", Mutator: webhook.TraceContext{Key: config.AnnotationKey}},
-		},
-		MaxBodyBytes:   config.MaxBodyBytes,
-		TracerProvider: telemetry.tracerProvider,
-		MeterProvider:  telemetry.meterProvider,
-		Logger:         log,
-	})
+	if err := measureCertificate(telemetry.meterProvider, certificate.GetCertificate); err != nil {
+		return err
+	}
+
+	routes, err := newRoutes(config, telemetry, log)
 	if err != nil {
-		return fmt.Errorf("make the admission handler: %w", err)
+		return usageError(err)
 	}
 	server, err := webhook.NewServer(webhook.ServerOptions{
 		Address:        config.WebhookAddress,
-		Path:           "/mutate",
-		Handler:        handler,
+		Handler:        routes,
 		GetCertificate: certificate.GetCertificate,
 		HTTP2:          config.HTTP2,
 		ShutdownDelay:  config.ShutdownDelay,
@@ -106,7 +104,11 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		return usageError(err)
 	}
 
-	metrics, err := metricsserver.NewServer(metricsserver.Options{BindAddress: config.MetricsAddress}, &rest.Config{}, http.DefaultClient)
+	metrics, err := metricsserver.NewServer(metricsserver.Options{
+		BindAddress: config.MetricsAddress,
+		// Exemplars, which lead from a slow bucket to its trace, exist in this format only.
+		HandlerOpts: []func(*promhttp.HandlerOpts){func(o *promhttp.HandlerOpts) { o.EnableOpenMetrics = true }},
+	}, &rest.Config{}, http.DefaultClient)
 	if err != nil {
 		return usageError(fmt.Errorf("set /metrics up: %w", err))
 	}
@@ -135,6 +137,61 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		"health", config.HealthAddress, "metrics", config.MetricsAddress)
 	context.AfterFunc(admission, func() { log.Info("draining", "delay", config.ShutdownDelay) })
 	return group.Wait()
+}
+
+// newRoutes is what is served where, and what happens to an object there, in this order.
+func newRoutes(config serveConfig, telemetry *telemetry, log *slog.Logger) (http.Handler, error) {
+	traceContext, err := newTraceContext(config, telemetry)
+	if err != nil {
+		return nil, err
+	}
+	routes := http.NewServeMux()
+	for path, environment := range map[string]webhook.Environment{
+		"/mutate": {Key: config.AnnotationKey},
+		// For the webhook of deploy/components/env-injection. The whole chain here too: if the
+		// call to the first path failed, this one stores the context itself.
+		"/mutate/environment": {Key: config.AnnotationKey, Always: true},
+	} {
+		handler, err := webhook.New(webhook.Options{
+			Mutators: webhook.Chain{
+				{Name: "trace-context", Mutator: traceContext},
+				{Name: "environment", Mutator: environment},
+			},
+			MaxBodyBytes:   config.MaxBodyBytes,
+			Trust:          webhook.Trust(config.Trust),
+			TracerProvider: telemetry.tracerProvider,
+			MeterProvider:  telemetry.meterProvider,
+			Logger:         log,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("make the handler of %s: %w", path, err)
+		}
+		routes.Handle(path, handler)
+	}
+	return routes, nil
+}
+
+func newTraceContext(config serveConfig, telemetry *telemetry) (*webhook.TraceContext, error) {
+	options := webhook.TraceContextOptions{
+		Key:           config.AnnotationKey,
+		Always:        config.Stamp == "always",
+		CreateSpans:   config.Lineage == "parent",
+		MeterProvider: telemetry.meterProvider,
+	}
+	if config.Lineage != "off" {
+		api, err := clientconfig.GetConfig()
+		if err != nil {
+			return nil, fmt.Errorf("find the API server for --lineage %s: %w (--lineage off needs none)", config.Lineage, err)
+		}
+		options.Causes, err = webhook.NewOwners(webhook.OwnersOptions{
+			Config: api, Key: config.AnnotationKey,
+			TracerProvider: telemetry.tracerProvider, MeterProvider: telemetry.meterProvider,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return webhook.NewTraceContext(options)
 }
 
 func wrap(doing string, err error) error {
@@ -166,18 +223,17 @@ func serveProbes(ctx context.Context, address string, ready healthz.Checker) err
 
 // newLogger makes the program's logger, and hands it to the libraries that log by
 // themselves.
-func newLogger(w io.Writer, level string) *slog.Logger {
-	parsed, _ := parseLogLevel(level) // validated with the configuration
-	log := slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: parsed}))
+func newLogger(w io.Writer, level, format string) *slog.Logger {
+	var options slog.HandlerOptions
+	var parsed slog.Level
+	_ = parsed.UnmarshalText([]byte(level)) // validated with the configuration
+	options.Level = parsed
+	handler := slog.Handler(slog.NewJSONHandler(w, &options))
+	if format == "text" {
+		handler = slog.NewTextHandler(w, &options)
+	}
+	log := slog.New(handler)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log)
 	return log
-}
-
-func parseLogLevel(name string) (slog.Level, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(strings.ToUpper(name))); err != nil {
-		return 0, fmt.Errorf("--log-level %q: want debug, info, warn or error", name)
-	}
-	return level, nil
 }

@@ -7,10 +7,12 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -58,15 +60,18 @@ type served struct {
 }
 
 // startServe runs `serve` on free ports until the test ends.
-func startServe(t *testing.T, dir string) served {
+func startServe(t *testing.T, dir string, change ...func(*serveConfig)) served {
 	t.Helper()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1") // a Collector that is not there
 	s := served{log: new(lockedBuffer), ended: make(chan error, 1), config: serveConfig{
 		WebhookAddress: freeAddress(t), HealthAddress: freeAddress(t), MetricsAddress: freeAddress(t),
 		CertPath: dir, CertName: "tls.crt", CertKey: "tls.key", MaxBodyBytes: 1 << 20,
 		ShutdownDelay: 500 * time.Millisecond, FlushTimeout: 500 * time.Millisecond,
-		AnnotationKey: "example.org/cause", LogLevel: "info",
+		AnnotationKey: "example.org/cause", Stamp: "always", Lineage: "off", Trust: "parent", LogLevel: "info", LogFormat: "json",
 	}}
+	for _, c := range change {
+		c(&s.config)
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	s.stop = stop
 	go func() { s.ended <- serve(ctx, s.config, s.log) }()
@@ -95,7 +100,9 @@ func (s served) get(t *testing.T, address, path string) string {
 }
 
 // admit sends the review over a new connection and verifies the name as an API server does.
-func (s served) admit(pool *x509.CertPool) (string, error) {
+func (s served) admit(pool *x509.CertPool) (string, error) { return s.post(pool, review) }
+
+func (s served) post(pool *x509.CertPool, review string) (string, error) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "tracehook.tracehook-system.svc"}}}
 	resp, err := client.Post("https://"+s.config.WebhookAddress+"/mutate?timeout=5s", "application/json", strings.NewReader(review))
@@ -119,11 +126,6 @@ func TestServeAnswersTakesANewCertificateUpAndStopsInOrder(t *testing.T) {
 	if got := s.get(t, s.config.HealthAddress, "/healthz"); got != "200 ok" {
 		t.Errorf("/healthz: %s", got)
 	}
-	metrics := s.get(t, s.config.MetricsAddress, "/metrics")
-	if want := `tracehook_admission_duration_seconds_count{`; !strings.Contains(metrics, want) {
-		t.Errorf("/metrics lacks %s:\n%s", want, metrics)
-	}
-
 	second := issuePair(t, dir)
 	s.eventually(t, "serving the new certificate", func() bool {
 		_, err := s.admit(second)
@@ -150,6 +152,48 @@ func TestServeAnswersTakesANewCertificateUpAndStopsInOrder(t *testing.T) {
 	}
 }
 
+// What the manual lists is what is exported, by name and type. The Collector is dead
+// and so is the API server: failures have metrics, too.
+func TestTheMetricsAreThoseOfTheManual(t *testing.T) {
+	manual, err := os.ReadFile("../../deploy/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_0-9]+)` \\| (\\w+) \\|").FindAllSubmatch(manual, -1) {
+		want[string(row[1])] = string(row[2])
+	}
+
+	dir := t.TempDir()
+	pool := issuePair(t, dir)
+	kubeconfig := filepath.Join(dir, "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"current-context":"dead","contexts":[{"name":"dead","context":{"cluster":"dead"}}],"clusters":[{"name":"dead","cluster":{"server":"https://127.0.0.1:1"}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", kubeconfig)
+	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+	s := startServe(t, dir, func(c *serveConfig) { c.Lineage = "link" })
+	const owned = `"object":{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"r","uid":"u","controller":true}]}}`
+	if answer, err := s.post(pool, strings.Replace(review, `"object":{"metadata":{}}`, owned, 1)); err != nil || !strings.Contains(answer, `"patchType":"JSONPatch"`) {
+		t.Fatalf("got %q, %v; want a patch", answer, err)
+	}
+	got := map[string]string{}
+	s.eventually(t, "exporting the metrics of the manual", func() bool {
+		clear(got)
+		for _, m := range regexp.MustCompile(`(?m)^# TYPE ((?:tracehook|otel_sdk)_\w+) (\w+)$`).FindAllStringSubmatch(s.get(t, s.config.MetricsAddress, "/metrics"), -1) {
+			got[m[1]] = m[2]
+		}
+		return len(got) >= len(want)
+	})
+	if !maps.Equal(got, want) {
+		t.Errorf("exported %v\nin deploy/README.md %v", got, want)
+	}
+	s.stop()
+	if err := <-s.ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestServeDoesNotGoOnWithoutItsProbes(t *testing.T) {
 	dir := t.TempDir()
 	issuePair(t, dir)
@@ -160,7 +204,7 @@ func TestServeDoesNotGoOnWithoutItsProbes(t *testing.T) {
 	defer taken.Close()
 	t.Setenv("OTEL_TRACES_EXPORTER", "none")
 	err = serve(t.Context(), serveConfig{WebhookAddress: freeAddress(t), HealthAddress: taken.Addr().String(), MetricsAddress: "0",
-		CertPath: dir, CertName: "tls.crt", CertKey: "tls.key", FlushTimeout: time.Second, AnnotationKey: "a/b", LogLevel: "error"}, io.Discard)
+		CertPath: dir, CertName: "tls.crt", CertKey: "tls.key", FlushTimeout: time.Second, AnnotationKey: "a/b", Lineage: "off", LogLevel: "error"}, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "serve probes") {
 		t.Errorf("got %v, want an error of the probes", err)
 	}

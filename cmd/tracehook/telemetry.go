@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,11 @@ type telemetryOptions struct {
 	ServiceName string
 	// Registry receives the metrics for /metrics. Nil: no metrics are kept.
 	Registry prometheus.Registerer
+	// IDs makes trace and span ids; nil means the SDK's random ones.
+	IDs sdktrace.IDGenerator
+	// MaxSampledRate caps the spans that start here sampled, in requests a second;
+	// 0 means no cap.
+	MaxSampledRate float64
 	// OnError receives what the SDK has to complain of (an export that failed).
 	OnError func(error)
 }
@@ -61,44 +67,121 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 
-	exporter, err := autoexport.NewSpanExporter(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("set the span exporter up from OTEL_TRACES_EXPORTER and OTEL_EXPORTER_OTLP_*: %w", err)
-	}
-	tracerOptions := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
-	if !autoexport.IsNoneSpanExporter(exporter) {
-		tracerOptions = append(tracerOptions, sdktrace.WithBatcher(exporter))
-	}
-	tracerProvider := sdktrace.NewTracerProvider(tracerOptions...)
-	t := &telemetry{
-		tracerProvider: tracerProvider,
-		propagator:     propagation.TraceContext{},
-		shutdown:       tracerProvider.Shutdown,
-	}
-	if o.Registry == nil {
-		return t, nil
+	t := &telemetry{propagator: propagation.TraceContext{}, shutdown: func(context.Context) error { return nil }}
+	if o.Registry != nil {
+		// Before the spans: the SDK's own metrics about them go there too.
+		if err := t.startMetrics(ctx, res, o.Registry); err != nil {
+			return nil, err
+		}
 	}
 
-	metricOptions := []sdkmetric.Option{sdkmetric.WithResource(res)}
-	pull, err := otelprometheus.New(otelprometheus.WithRegisterer(o.Registry))
-	if err != nil {
-		return nil, fmt.Errorf("set the metrics for /metrics up: %w", err)
+	if err := useDefaultEndpoint(); err != nil {
+		return nil, err
 	}
-	metricOptions = append(metricOptions, sdkmetric.WithReader(pull))
+	exporter, err := autoexport.NewSpanExporter(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("set the span exporter up from OTEL_TRACES_EXPORTER=%q and OTEL_EXPORTER_OTLP_*: %w", os.Getenv("OTEL_TRACES_EXPORTER"), err)
+	}
+	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
+	if o.IDs != nil {
+		options = append(options, sdktrace.WithIDGenerator(o.IDs))
+	}
+	if !autoexport.IsNoneSpanExporter(exporter) {
+		options = append(options, sdktrace.WithBatcher(exporter))
+	}
+	if o.MaxSampledRate > 0 {
+		if name := os.Getenv("OTEL_TRACES_SAMPLER"); name != "" {
+			return nil, fmt.Errorf("OTEL_TRACES_SAMPLER is %q: with --max-sampled-rate there is no other sampler; unset one of them", name)
+		}
+		options = append(options, sdktrace.WithSampler(newCappedSampler(o.MaxSampledRate)))
+	}
+	tracerProvider := sdktrace.NewTracerProvider(options...)
+	t.tracerProvider = tracerProvider
+	stopMetrics := t.shutdown
+	t.shutdown = func(ctx context.Context) error {
+		return errors.Join(tracerProvider.Shutdown(ctx), stopMetrics(ctx))
+	}
+	return t, nil
+}
+
+// useDefaultEndpoint makes the default that of the specification, a Collector on
+// localhost without TLS. Go's exporters would speak TLS to it.
+func useDefaultEndpoint() error {
+	for _, variable := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_INSECURE", "OTEL_EXPORTER_OTLP_TRACES_INSECURE"} {
+		if os.Getenv(variable) != "" {
+			return nil
+		}
+	}
+	return os.Setenv("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "true")
+}
+
+func (t *telemetry) startMetrics(ctx context.Context, res *resource.Resource, registry prometheus.Registerer) error {
+	pull, err := otelprometheus.New(otelprometheus.WithRegisterer(registry), otelprometheus.WithoutScopeInfo())
+	if err != nil {
+		return fmt.Errorf("set the metrics for /metrics up: %w", err)
+	}
+	options := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(pull)}
 	// /metrics is there in any case, so pushing is for those who ask for it.
 	if os.Getenv("OTEL_METRICS_EXPORTER") != "" {
 		push, err := autoexport.NewMetricReader(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("set the metric exporter up from OTEL_METRICS_EXPORTER: %w", err)
+			return fmt.Errorf("set the metric exporter up from OTEL_METRICS_EXPORTER: %w", err)
 		}
-		metricOptions = append(metricOptions, sdkmetric.WithReader(push))
+		options = append(options, sdkmetric.WithReader(push))
 	}
-	meterProvider := sdkmetric.NewMeterProvider(metricOptions...)
-	t.meterProvider = meterProvider
-	t.shutdown = func(ctx context.Context) error {
-		return errors.Join(tracerProvider.Shutdown(ctx), meterProvider.Shutdown(ctx))
+	provider := sdkmetric.NewMeterProvider(options...)
+	t.meterProvider = provider
+	t.shutdown = provider.Shutdown
+
+	// Spans that were dropped or could not be exported are counted by the SDK itself,
+	// which looks for this variable and for the global provider.
+	const observability = "OTEL_GO_X_OBSERVABILITY"
+	if _, set := os.LookupEnv(observability); !set {
+		if err := os.Setenv(observability, "true"); err != nil {
+			return fmt.Errorf("switch the SDK's own metrics on: %w", err)
+		}
 	}
-	return t, nil
+	otel.SetMeterProvider(provider)
+	return nil
+}
+
+// measureCertificate tells until when the certificate is valid that is served now.
+func measureCertificate(provider metric.MeterProvider, get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) error {
+	_, err := provider.Meter("github.com/tracehook/tracehook/cmd/tracehook").Float64ObservableGauge("tracehook.certificate.expiration",
+		metric.WithUnit("s"),
+		metric.WithDescription("When the serving certificate ends, in seconds since 1970-01-01 UTC."),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			certificate, err := get(nil)
+			if err == nil && certificate.Leaf != nil {
+				o.Observe(float64(certificate.Leaf.NotAfter.Unix()))
+			}
+			return err
+		}))
+	if err != nil {
+		return fmt.Errorf("create the gauge of the certificate: %w", err)
+	}
+	return nil
+}
+
+// newCappedSampler samples what its parent samples and what has none, but no more
+// than so many a second: no client of the API server can force more on us.
+func newCappedSampler(perSecond float64) sdktrace.Sampler {
+	capped := cappedSampler{limit: rate.NewLimiter(rate.Limit(perSecond), max(1, int(perSecond)))}
+	return sdktrace.ParentBased(capped, sdktrace.WithRemoteParentSampled(capped))
+}
+
+type cappedSampler struct{ limit *rate.Limiter }
+
+func (s cappedSampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
+	r := sdktrace.SamplingResult{Decision: sdktrace.Drop, Tracestate: trace.SpanContextFromContext(p.ParentContext).TraceState()}
+	if s.limit.Allow() {
+		r.Decision = sdktrace.RecordAndSample
+	}
+	return r
+}
+
+func (s cappedSampler) Description() string {
+	return fmt.Sprintf("CappedSampler{%g/s}", float64(s.limit.Limit()))
 }
 
 // newTelemetryErrorLog logs what the SDK complains of, at most once in a while: with

@@ -215,7 +215,7 @@ func (run tracedRun) do(ctx context.Context) (outcome traceOutcome, err error) {
 	if err != nil {
 		return outcome, err
 	}
-	defer proxy.close() // also where something panics; a second close does nothing
+	defer proxy.close() // ends the spans of calls that are still open, before this one ends
 
 	dir, err := os.MkdirTemp("", "tracehook-trace-") // 0700
 	if err != nil {
@@ -242,7 +242,6 @@ func (run tracedRun) do(ctx context.Context) (outcome traceOutcome, err error) {
 		return outcome, fmt.Errorf("run the command: %w", err)
 	}
 
-	proxy.close() // ends the spans of calls that are still open, before this one ends
 	outcome.Calls, outcome.Refused = proxy.calls.Load(), proxy.refused.Load()
 	span.SetAttributes(semconv.ProcessExitCode(outcome.ExitCode))
 	if outcome.ExitCode != exitOK {

@@ -81,14 +81,6 @@ func startTracehook(t *testing.T, env []string, args ...string) (process *exec.C
 	return process, bufio.NewReader(pipe), stderr
 }
 
-func waitForLine(t *testing.T, r *bufio.Reader, want string) {
-	t.Helper()
-	line, err := r.ReadString('\n')
-	if err != nil || strings.TrimSpace(line) != want {
-		t.Fatalf("got the line %q, %v, want %q", line, err, want)
-	}
-}
-
 func TestSignalsAreHandedOnAndNothingStaysBehind(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1} {
 		t.Run(sig.String(), func(t *testing.T) {

@@ -38,7 +38,7 @@ func loadCluster(file, context string) (*userCluster, error) {
 	if clientcmd.IsEmptyConfig(err) {
 		err = errors.New("no cluster is configured; set KUBECONFIG or give --kubeconfig")
 		if missing != nil {
-			err = fmt.Errorf("%w (%v)", err, missing)
+			err = fmt.Errorf("%w (%w)", err, missing)
 		}
 	}
 	if err == nil {

@@ -42,7 +42,7 @@ func openTerminal(t *testing.T) (keyboard, screen *os.File) {
 // SIGUSR1. A shell would take two in a row for one.
 const asSignalCounter = "TRACEHOOK_TEST_AS_SIGNAL_COUNTER"
 
-func init() {
+func init() { //nolint:gochecknoinits // before TestMain reads the arguments, which are the command's here
 	if os.Getenv(asSignalCounter) == "" {
 		return
 	}

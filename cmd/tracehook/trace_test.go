@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -28,7 +29,7 @@ import (
 // gets the paths in its arguments, prints what it got and the kubeconfig's directory.
 const asKubectl = "TRACEHOOK_TEST_AS_KUBECTL"
 
-func init() {
+func init() { //nolint:gochecknoinits // before TestMain reads the arguments, which are the command's here
 	if os.Getenv(asKubectl) == "" {
 		return
 	}
@@ -69,6 +70,14 @@ func actAsKubectl(paths []string) error {
 type kubectlSaw struct {
 	Arg0, Namespace, Kubeconfig, Cache, Traceparent, Other string
 	Statuses                                               []int
+}
+
+func waitForLine(t *testing.T, r *bufio.Reader, want string) {
+	t.Helper()
+	line, err := r.ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != want {
+		t.Fatalf("got the line %q, %v, want %q", line, err, want)
+	}
 }
 
 // runAsKubectl runs one command through everything but the flags.
@@ -125,6 +134,7 @@ func TestACommandIsOneSpanWithItsCallsBelow(t *testing.T) {
 	}
 
 	spans := recorder.Ended()
+	slices.SortFunc(spans[:len(spans)-1], func(a, b sdktrace.ReadOnlySpan) int { return a.StartTime().Compare(b.StartTime()) })
 	if want := []string{"GET /api", "GET /api/v1/namespaces/{namespace}/pods", "kubectl"}; !slices.Equal(spanNames(spans), want) {
 		t.Fatalf("got the spans %q, want %q", spanNames(spans), want)
 	}

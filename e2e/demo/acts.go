@@ -173,7 +173,7 @@ func actTwo(ctx context.Context, s *stage) error {
 	}
 
 	s.heading("A certificate with names again")
-	right, err := certificates.Issue(ctx, s.tracehook, s.certDir)
+	right, err := certificates.Issue(ctx, s.tracehook, certificates.Service, s.certDir)
 	if err != nil {
 		return err
 	}

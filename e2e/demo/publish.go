@@ -59,7 +59,7 @@ func (s *stage) explainHowToGoOn() {
   tracehook trace --trace-url '%s/trace/{traceID}' -- kubectl create configmap mine
 
   Jaeger             %[4]s   (its query API: /api/traces/TRACE-ID; a build from source has no web interface)
-  Collector zpages   %[5]s/debug/tracez
+  Collector zpages   %[5]s/debug/pipelinez
   tracehook metrics  %[6]s
   logs               %[7]s`,
 		s.cluster.Kubeconfig, filepath.Dir(s.tracehook), s.cluster.CollectorGRPC, s.cluster.JaegerURL,

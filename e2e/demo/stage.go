@@ -48,7 +48,7 @@ func setUp(ctx context.Context, terminal io.Writer) (_ *stage, err error) {
 		return nil, err
 	}
 	s.certDir = filepath.Join(s.cluster.Dir, "serving-certs")
-	bundle, err := certificates.Issue(ctx, s.tracehook, s.certDir)
+	bundle, err := certificates.Issue(ctx, s.tracehook, certificates.Service, s.certDir)
 	if err != nil {
 		return nil, err
 	}

@@ -25,13 +25,16 @@ import (
 	"github.com/tracehook/tracehook/certs"
 )
 
+// Service is tracehook's in the shipped manifests, as NAMESPACE/NAME.
+const Service = "tracehook-system/tracehook"
+
 // ServerName is the name that the API server verifies when it calls tracehook.
 const ServerName = "tracehook.tracehook-system.svc"
 
-// Issue runs `tracehook certs issue` and returns the CA bundle (PEM).
-func Issue(ctx context.Context, tracehook, dir string) ([]byte, error) {
+// Issue runs `tracehook certs issue` for a Service, NAMESPACE/NAME, and returns the CA bundle (PEM).
+func Issue(ctx context.Context, tracehook, service, dir string) ([]byte, error) {
 	out, err := exec.CommandContext(ctx, tracehook, "certs", "issue", "--force",
-		"--service", "tracehook-system/tracehook", "--out", dir).CombinedOutput()
+		"--service", service, "--out", dir).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("run tracehook certs issue: %w: %s", err, out)
 	}

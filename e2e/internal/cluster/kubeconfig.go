@@ -20,7 +20,7 @@ import (
 // identified by a client certificate from the cluster's CA. A member of system:masters
 // may do everything; nobody else may do anything that RBAC does not grant.
 func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err error) {
-	path := filepath.Join(c.Dir, "users", strings.ReplaceAll(name, string(filepath.Separator), "_")+".kubeconfig")
+	path := filepath.Join(c.Dir, "users", strings.NewReplacer(string(filepath.Separator), "_", string(filepath.ListSeparator), "_").Replace(name)+".kubeconfig") // KUBECONFIG is a list
 	return path, c.writeKubeconfig(path, c.first.URL, name, groups)
 }
 

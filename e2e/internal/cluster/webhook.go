@@ -20,6 +20,7 @@ import (
 const (
 	webhookNamespace     = "tracehook-system"
 	webhookConfiguration = "tracehook"
+	serviceAccount       = "system:serviceaccount:" + webhookNamespace + ":tracehook"
 )
 
 // WebhookOptions say how to run `tracehook serve`.
@@ -54,6 +55,11 @@ func (c *Cluster) StartWebhook(ctx context.Context, o WebhookOptions) (*Webhook,
 	if o.Name == "" {
 		o.Name = "tracehook"
 	}
+	// To the API server it is the ServiceAccount of the manifests, with no more rights.
+	kubeconfig, err := c.User(serviceAccount, "system:serviceaccounts", "system:serviceaccounts:"+webhookNamespace, "system:authenticated")
+	if err != nil {
+		return nil, err
+	}
 	w := &Webhook{
 		Port:       o.Port,
 		HealthURL:  "http://" + loopback(ports[1]),
@@ -69,7 +75,7 @@ func (c *Cluster) StartWebhook(ctx context.Context, o WebhookOptions) (*Webhook,
 			"--webhook-cert-path=" + o.CertDir,
 			"--shutdown-delay=0s", // no load balancer here has to notice first
 		}, o.Args...),
-		env:   append(c.Env(), o.Env...),
+		env:   append(append(c.Env(), "KUBECONFIG="+kubeconfig), o.Env...),
 		ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, w.HealthURL+"/readyz") },
 	})
 	if err != nil {

@@ -1,0 +1,142 @@
+package main
+
+// A variant as a process of its own. In: its settings as a line of JSON on standard
+// input, then one line for each question. Out: its readings as a line of JSON for each
+// line that came. It ends when standard input does, and so with whoever started it.
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+
+	"github.com/tracehook/tracehook/webhook"
+)
+
+// settings of a server.
+type settings struct {
+	Variant          string
+	Certificate, Key []byte // PEM
+	Collector        string // host:port, OTLP over gRPC
+}
+
+// reading is what a server says of itself: counters since its start.
+type reading struct {
+	Address   string // that it serves on
+	CPU       time.Duration
+	Mallocs   uint64
+	Bytes     uint64
+	Collected uint32 // garbage collections
+	Spans     int64  // that came to the batch processor
+	Lost      int64  // of these: its queue was full, or they could not be sent
+}
+
+func serve(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
+	runtime.GOMAXPROCS(1)
+	in, out := bufio.NewScanner(stdin), json.NewEncoder(stdout)
+	in.Buffer(nil, 1<<20)
+	var set settings
+	if !in.Scan() {
+		return errors.New("no settings came")
+	}
+	if err := json.Unmarshal(in.Bytes(), &set); err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	v, err := variantNamed(set.Variant)
+	if err != nil {
+		return err
+	}
+	certificate, err := tls.X509KeyPair(set.Certificate, set.Key)
+	if err != nil {
+		return fmt.Errorf("read serving certificate: %w", err)
+	}
+	spans, err := startSpans(ctx, v, set.Collector)
+	if err != nil {
+		return err
+	}
+	handler, err := v.handler(spans.tracers(), spans.meters)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/mutate", handler)
+	server := http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 32 * time.Second, // as controller-runtime sets it
+		IdleTimeout:       90 * time.Second,
+		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},
+		ErrorLog:          log.New(os.Stderr, "", 0),
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.ServeTLS(listener, "", "") }()
+
+	for in.Scan() {
+		select {
+		case err := <-failed:
+			return err
+		default:
+		}
+		r, err := spans.read(ctx)
+		if err != nil {
+			return err
+		}
+		r.Address = listener.Addr().String()
+		if err := out.Encode(r); err != nil {
+			return err
+		}
+	}
+	return server.Close()
+}
+
+// spans is the OpenTelemetry SDK, set up as `tracehook serve` does it.
+type spans struct {
+	provider *sdktrace.TracerProvider // nil where the variant makes none
+	meters   *sdkmetric.MeterProvider
+	reader   *sdkmetric.ManualReader
+}
+
+func startSpans(ctx context.Context, v variant, collector string) (*spans, error) {
+	// The SDK counts dropped spans where this is set, as it is in `tracehook serve`.
+	if err := os.Setenv("OTEL_GO_X_OBSERVABILITY", "true"); err != nil {
+		return nil, err
+	}
+	s := &spans{reader: sdkmetric.NewManualReader()}
+	s.meters = sdkmetric.NewMeterProvider(sdkmetric.WithReader(s.reader))
+	otel.SetMeterProvider(s.meters)
+	if !v.exports {
+		return s, nil
+	}
+	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(collector), otlptracegrpc.WithInsecure())
+	if err != nil {
+		return nil, fmt.Errorf("set the exporter up: %w", err)
+	}
+	s.provider = sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(exporter),
+		sdktrace.WithIDGenerator(webhook.SpanIDs{}),
+		sdktrace.WithResource(resource.NewSchemaless(semconv.ServiceName("tracehook"))),
+	)
+	return s, nil
+}

@@ -1,0 +1,161 @@
+// Package cause is for authors of controllers: it reads the trace context that an
+// object carries, which is the context of the request that caused it, and starts
+// spans that point there.
+//
+//	ctx, span := cause.Start(ctx, tracer, "reconcile widget", widget, cause.Options{})
+//	defer span.End()
+//
+// tracehook stores the context in an annotation (W3C traceparent, with the
+// tracestate in a second annotation beside it). An object that carries none, or
+// that its author has given a wrong one, costs nothing but the link.
+//
+// The package needs the API of OpenTelemetry and metav1 only. Package traced, below
+// it, does all of this for a controller-runtime reconciler.
+//
+// This file: an object in; a span context, or a span, out. Error: ErrInvalid.
+package cause
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Annotations that hold a traceparent.
+const (
+	// DefaultKey is where tracehook writes unless it is told another key.
+	DefaultKey = "tracehook.dev/traceparent"
+	// KEP5915Key is the key of the Kubernetes enhancement proposal
+	// (https://github.com/kubernetes/enhancements/issues/5915).
+	KEP5915Key = "tracing.k8s.io/traceparent"
+)
+
+// An annotation comes from whoever may write the object, and may be of any size.
+const (
+	// A traceparent of today has 55 bytes; later versions of W3C's may append (3.2.4).
+	maxTraceparentBytes = 256
+	// What W3C asks everybody to carry on (Trace Context, 3.3.1.5).
+	maxTracestateBytes = 512
+)
+
+// Attribute keys of the spans that Start makes.
+const (
+	// AttributeCause says what the span made of the object's context: "link",
+	// "parent", "none" (there is none) or "invalid" (there is one, and it is ignored).
+	AttributeCause = attribute.Key("tracehook.cause")
+	// AttributeName and AttributeUID are the object's, with k8s.namespace.name beside them.
+	AttributeName = attribute.Key("tracehook.object.name")
+	AttributeUID  = attribute.Key("tracehook.object.uid")
+)
+
+// ErrInvalid means that an object has an annotation for a trace context, and that
+// what stands in it is none.
+var ErrInvalid = errors.New("invalid trace context")
+
+// Of returns the trace context that obj carries under the first of keys that holds a
+// valid one; without keys, these are DefaultKey and KEP5915Key. Where there is none,
+// or obj is nil, the span context is not valid, and the error says whether that is
+// because of what stands there: it is nil or wraps ErrInvalid, and never quotes the
+// annotation.
+//
+// A traceparent is taken with the annotation `tracestate` of the same prefix
+// (tracehook.dev/tracestate); one that is invalid or longer than 512 bytes is left out.
+// With `--lineage parent` tracehook puts a nearer cause of the same trace beside it, the
+// span `create <Kind>` of this very object (tracehook.dev/create-traceparent): that one
+// is taken then.
+func Of(obj metav1.Object, keys ...string) (trace.SpanContext, error) {
+	if obj == nil {
+		return trace.SpanContext{}, nil
+	}
+	if len(keys) == 0 {
+		keys = []string{DefaultKey, KEP5915Key}
+	}
+	var err error
+	annotations := obj.GetAnnotations()
+	for _, key := range keys {
+		traceparent, there := annotations[key]
+		if !there {
+			continue
+		}
+		tracestate := annotations[sibling(key, "tracestate")]
+		if span := parse(traceparent, tracestate); span.IsValid() {
+			// Of another trace it is out of date: a controller has copied a newer cause
+			// over the other annotation, and knows nothing of this one.
+			if create := parse(annotations[sibling(key, "create-traceparent")], tracestate); create.TraceID() == span.TraceID() {
+				return create, nil
+			}
+			return span, nil
+		}
+		err = errors.Join(err, fmt.Errorf("%w: annotation %s", ErrInvalid, key))
+	}
+	return trace.SpanContext{}, err
+}
+
+// parse reads a traceparent with its tracestate; the result is not valid unless the
+// traceparent is.
+func parse(traceparent, tracestate string) trace.SpanContext {
+	if traceparent == "" || len(traceparent) > maxTraceparentBytes {
+		return trace.SpanContext{}
+	}
+	carrier := propagation.MapCarrier{"traceparent": traceparent}
+	if len(tracestate) <= maxTracestateBytes {
+		carrier["tracestate"] = tracestate
+	}
+	ctx := propagation.TraceContext{}.Extract(context.Background(), carrier)
+	return trace.SpanContextFromContext(ctx)
+}
+
+// sibling is the key beside another: the same prefix, and this name.
+func sibling(key, name string) string {
+	return key[:strings.LastIndexByte(key, '/')+1] + name
+}
+
+// Options of Start. The zero value links to what tracehook or KEP-5915 stored.
+type Options struct {
+	// Keys are the annotations to look at, in order; nil means DefaultKey and KEP5915Key.
+	Keys []string
+	// Parent makes the span a child of the cause, in the cause's trace, instead of
+	// linking to it. That is for work that ends: an object that is reconciled for
+	// ever makes its trace grow for ever, and an unsampled cause leaves the span
+	// unsampled.
+	Parent bool
+}
+
+// Start starts a span for work on obj: with a link to the cause that obj carries, or
+// as its child. The caller ends it. A nil obj (it is gone) has no cause.
+//
+// A span in ctx stays the parent where the cause is linked to; where the cause is the
+// parent, that span is linked to instead.
+func Start(ctx context.Context, tracer trace.Tracer, name string, obj metav1.Object, o Options, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	var attributes []attribute.KeyValue
+	found, err := Of(obj, o.Keys...)
+	switch {
+	case err != nil:
+		attributes = append(attributes, AttributeCause.String("invalid"))
+	case !found.IsValid():
+		attributes = append(attributes, AttributeCause.String("none"))
+	case o.Parent:
+		attributes = append(attributes, AttributeCause.String("parent"))
+		if replaced := trace.SpanContextFromContext(ctx); replaced.IsValid() {
+			options = append(options, trace.WithLinks(trace.Link{SpanContext: replaced}))
+		}
+		ctx = trace.ContextWithRemoteSpanContext(ctx, found)
+	default:
+		attributes = append(attributes, AttributeCause.String("link"))
+		options = append(options, trace.WithLinks(trace.Link{SpanContext: found}))
+	}
+	if obj != nil {
+		attributes = append(attributes, AttributeName.String(obj.GetName()), AttributeUID.String(string(obj.GetUID())))
+		if namespace := obj.GetNamespace(); namespace != "" {
+			attributes = append(attributes, semconv.K8SNamespaceName(namespace))
+		}
+	}
+	return tracer.Start(ctx, name, append(options, trace.WithAttributes(attributes...))...)
+}

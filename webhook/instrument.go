@@ -1,0 +1,479 @@
+package webhook
+
+// Instrumentation for webhooks that are not ours: a handler in, the same handler in
+// a SERVER span with attributes, deadline and metrics out. What it answers is left as
+// it is, but for two audit annotations. No errors; what an answer means for the span
+// is decided in judge, and the table is at Instrument.
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+	admissionv1 "k8s.io/api/admission/v1"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+)
+
+// Attribute keys that our own handler has no use for: it never denies.
+const (
+	keyType   = attribute.Key("admission.webhook.type")
+	keyCode   = attribute.Key("admission.response.code")
+	keyReason = attribute.Key("admission.response.reason")
+)
+
+// WebhookType is what kind of configuration calls a webhook. A review does not say.
+type WebhookType string
+
+const (
+	Mutating   WebhookType = "mutating"
+	Validating WebhookType = "validating"
+)
+
+// InstrumentOptions of Instrument, InstrumentHTTP and InstrumentServer. The zero value
+// will do in a program that has set OpenTelemetry up in the usual, global way.
+type InstrumentOptions struct {
+	// Type is told on the span. "" means that it follows from the path, as kubebuilder
+	// and controller-runtime choose it: /mutate… or /validate…; of another path it is
+	// left out.
+	Type WebhookType
+	// Trust says what the trace context of a request is to its SERVER span; the zero
+	// value is TrustParent.
+	Trust Trust
+	// TracerProvider makes the spans; nil means OpenTelemetry's global one.
+	TracerProvider trace.TracerProvider
+	// MeterProvider makes the metrics; nil means OpenTelemetry's global one.
+	MeterProvider metric.MeterProvider
+}
+
+// Instrument makes a handler of controller-runtime's an http.Handler whose calls are
+// seen in the trace of the API request that they belong to. It takes an
+// admission.Handler, or an *admission.Webhook as made by admission.WithValidator,
+// admission.WithDefaulter and their like:
+//
+//	server.Register("/validate", webhook.Instrument(admission.WithValidator(scheme, v), webhook.InstrumentOptions{}))
+//
+// A call has a SERVER span with the attributes that the spans of New have, and
+// admission.webhook.type, admission.response.code and admission.response.reason. Its
+// context ends shortly before the API server stops waiting (?timeout=), and
+// log.FromContext knows trace_id and span_id. The answer gets audit annotations
+// trace-id and span-id where the trace is sampled.
+//
+//	outcome     error.type         span   when
+//	patched     -                  unset  allowed, with a patch
+//	unchanged   -                  unset  allowed, without
+//	denied      -                  unset  not allowed, code below 500: an answer, no error
+//	failed      500 … 599, _OTHER  error  not allowed, such a code (admission.Errored)
+//	failed      deadline_exceeded  error  the same, after the deadline
+//	failed      panic              error  the handler panicked
+//	failed      invalid_answer     error  InstrumentHTTP: no AdmissionReview came of it
+//	failed      wrong_uid          error  InstrumentHTTP: the answer to another request
+//	unanswered  write_error        error  the caller did not take the answer
+//	refused     400 … 499, _OTHER  unset  not an admission request, says the handler
+//
+// The outcome is on the span, and with http.route on the histogram
+// tracehook.admission.duration. It panics if there is no handler, or an option has a
+// value that does not exist: mistakes of the program.
+func Instrument(h admission.Handler, o InstrumentOptions) http.Handler {
+	return newInstrument(o).admission(h)
+}
+
+// InstrumentHTTP is Instrument for an http.Handler that answers AdmissionReviews in
+// whatever way. Request and answer pass through it unchanged (so there are no audit
+// annotations), and are read a second time to know what they say.
+func InstrumentHTTP(h http.Handler, o InstrumentOptions) http.Handler {
+	if h == nil {
+		panic("webhook: InstrumentHTTP of a nil handler")
+	}
+	return newInstrument(o).wrap(h, true)
+}
+
+// InstrumentServer returns a webhook server that instruments every admission webhook
+// that is registered with it, by hand or by controller-runtime's builder. With it, one
+// line instruments a whole kubebuilder project:
+//
+//	ctrl.NewManager(config, ctrl.Options{WebhookServer: webhook.InstrumentServer(server, webhook.InstrumentOptions{})})
+//
+// Conversion webhooks, and handlers that are instrumented already, are left alone.
+func InstrumentServer(server ctrlwebhook.Server, o InstrumentOptions) ctrlwebhook.Server {
+	return &instrumentedServer{Server: server, in: newInstrument(o)}
+}
+
+type instrumentedServer struct {
+	ctrlwebhook.Server
+	in *instrument
+}
+
+func (s *instrumentedServer) Register(path string, hook http.Handler) {
+	if wh, ok := hook.(*admission.Webhook); ok {
+		hook = s.in.admission(wh)
+	}
+	s.Server.Register(path, hook)
+}
+
+type instrument struct {
+	options   InstrumentOptions
+	telemetry *telemetry
+}
+
+func newInstrument(o InstrumentOptions) *instrument {
+	switch o.Type {
+	case "", Mutating, Validating:
+	default:
+		panic(fmt.Sprintf("webhook: type %q: want %s, %s or nothing", o.Type, Mutating, Validating))
+	}
+	if o.TracerProvider == nil {
+		o.TracerProvider = otel.GetTracerProvider()
+	}
+	if o.MeterProvider == nil {
+		o.MeterProvider = otel.GetMeterProvider()
+	}
+	t, err := newTelemetry(o.TracerProvider, o.MeterProvider, nil)
+	if err != nil {
+		// As all instrumentation does: telemetry that cannot be had is no reason not
+		// to serve.
+		otel.Handle(err)
+		t, _ = newTelemetry(o.TracerProvider, nil, nil)
+	}
+	return &instrument{options: o, telemetry: t}
+}
+
+// admission wraps the handler, inside its *admission.Webhook if it comes in one: that
+// is where a panic can still be told from an answer, and where the logger is.
+func (i *instrument) admission(h admission.Handler) http.Handler {
+	if h == nil {
+		panic("webhook: Instrument of a nil handler")
+	}
+	wh, ok := h.(*admission.Webhook)
+	if !ok {
+		return i.wrap(&admission.Webhook{Handler: &watched{h}}, false)
+	}
+	if wh.Handler == nil {
+		panic("webhook: Instrument of a webhook without a handler")
+	}
+	return i.wrap(&admission.Webhook{
+		Handler:         &watched{wh.Handler},
+		RecoverPanic:    wh.RecoverPanic,
+		WithContextFunc: wh.WithContextFunc,
+		LogConstructor:  wh.LogConstructor,
+	}, false)
+}
+
+func (i *instrument) wrap(next http.Handler, reads bool) http.Handler {
+	h, err := serverSpans(&observer{instrument: i, next: next, reads: reads}, i.options.TracerProvider, i.options.Trust)
+	if err != nil {
+		panic(fmt.Sprintf("webhook: %v", err))
+	}
+	return h
+}
+
+// observation is what is seen of one call.
+type observation struct {
+	request Request // zero until it is known
+	verdict verdict // zero until it is known
+	// What http.Handlers read and wrote, kept where it is needed to know the above.
+	in, out    bytes.Buffer
+	status     int // 0 until it is written
+	writeError error
+}
+
+type observationKey struct{}
+
+// verdict is how a call ended: a row of the table at Instrument.
+type verdict struct {
+	outcome, errorType string
+	says               string                         // the error, for the span's status
+	response           *admissionv1.AdmissionResponse // nil if the call was not answered with a review
+	operations         int                            // in the response's patch
+}
+
+// watched is the innermost layer, called with the request decoded.
+type watched struct{ next admission.Handler }
+
+func (h *watched) Handle(ctx context.Context, req admission.Request) admission.Response {
+	o, ok := ctx.Value(observationKey{}).(*observation)
+	if !ok { // a WithContextFunc has thrown the request's context away
+		return h.next.Handle(ctx, req)
+	}
+	o.request = Request{
+		UID: req.UID, Kind: req.Kind, Resource: req.Resource, SubResource: req.SubResource,
+		Name: req.Name, Namespace: req.Namespace, Operation: req.Operation, DryRun: req.DryRun != nil && *req.DryRun,
+	}
+	span := trace.SpanContextFromContext(ctx)
+	if span.IsValid() {
+		ctx = log.IntoContext(ctx, log.FromContext(ctx).WithValues("trace_id", span.TraceID().String(), "span_id", span.SpanID().String()))
+	}
+
+	o.verdict = panicked // unless the next line returns
+	resp := h.next.Handle(ctx, req)
+
+	if span.IsSampled() {
+		annotate(&resp, "trace-id", span.TraceID().String())
+		annotate(&resp, "span-id", span.SpanID().String())
+	}
+	// The webhook around us is about to do this. Done here, it gives the answer as it
+	// will be sent; with the patch as bytes, it is not done twice.
+	if err := resp.Complete(req); err != nil {
+		o.verdict = verdict{} // the webhook around us comes to the same end, and answers
+		return resp
+	}
+	resp.Patches = nil
+	o.verdict = judge(ctx, &resp.AdmissionResponse)
+	return resp
+}
+
+// annotate adds an audit annotation unless the handler has one of that name.
+func annotate(resp *admission.Response, key, value string) {
+	if _, there := resp.AuditAnnotations[key]; there {
+		return
+	}
+	if resp.AuditAnnotations == nil {
+		resp.AuditAnnotations = map[string]string{}
+	}
+	resp.AuditAnnotations[key] = value
+}
+
+var panicked = verdict{outcome: "failed", errorType: "panic", says: "the handler panicked"}
+
+// judge says what an answer amounts to.
+func judge(ctx context.Context, resp *admissionv1.AdmissionResponse) verdict {
+	v := verdict{response: resp, operations: countOperations(resp.Patch)}
+	code := statusCode(resp)
+	switch {
+	case resp.Allowed && v.operations > 0:
+		v.outcome = "patched"
+	case resp.Allowed:
+		v.outcome = "unchanged"
+	case code < http.StatusInternalServerError:
+		v.outcome = "denied"
+	default:
+		v.outcome, v.errorType = "failed", codeName(code)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			v.errorType = "deadline_exceeded"
+		}
+		v.says = clipError(resp.Result.Message)
+	}
+	return v
+}
+
+func statusCode(resp *admissionv1.AdmissionResponse) int {
+	if resp.Result == nil {
+		return 0
+	}
+	return int(resp.Result.Code)
+}
+
+// codeName is an HTTP status as an error.type: a closed set, whatever a handler writes.
+func codeName(code int) string {
+	if code < 400 || code > 599 {
+		return semconv.ErrorTypeOther.Value.AsString()
+	}
+	return strconv.Itoa(code)
+}
+
+func clipError(s string) string {
+	const most = 512
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// countOperations of a JSON Patch. What is no patch has none: to refuse it is the API
+// server's business.
+func countOperations(patch []byte) int {
+	if len(patch) == 0 {
+		return 0
+	}
+	var operations []json.RawMessage
+	if json.Unmarshal(patch, &operations) != nil {
+		return 0
+	}
+	return len(operations)
+}
+
+// observer is the outermost layer below the SERVER span.
+type observer struct {
+	*instrument
+	next  http.Handler
+	reads bool // next is no webhook of controller-runtime's: look at what it reads and writes
+}
+
+func (h *observer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	budget := timeout(r.URL)
+	ctx, cancel := context.WithDeadline(r.Context(), start.Add(budget-answerMargin))
+	defer cancel()
+	o := new(observation)
+	r = r.WithContext(context.WithValue(ctx, observationKey{}, o))
+	if h.reads && r.Body != nil && r.Body != http.NoBody {
+		r.Body = &observedBody{r.Body, o}
+	}
+
+	returned := false
+	defer func() {
+		if !returned {
+			o.verdict = panicked
+		} else if o.verdict.outcome == "" {
+			h.read(ctx, o)
+		}
+		h.finish(r, o, budget, time.Since(start))
+	}()
+	h.next.ServeHTTP(&observedWriter{w, o}, r)
+	returned = true
+}
+
+// read works out from what was read and written how the call ended.
+func (h *observer) read(ctx context.Context, o *observation) {
+	if h.reads {
+		// That it is a v1beta1 review, or not strictly JSON, is between its sender and
+		// its reader; what is needed may be there all the same.
+		if err := new(reviewDecoder).decode(o.in.Bytes(), &o.request); errors.Is(err, ErrMalformed) || errors.Is(err, ErrNoRequest) {
+			o.request = Request{}
+		}
+	}
+	var review admissionv1.AdmissionReview
+	if json.Unmarshal(o.out.Bytes(), &review) != nil {
+		review.Response = nil
+	}
+	understood := o.request.UID != ""
+	o.status = cmp.Or(o.status, http.StatusOK) // nothing was written
+	switch resp := review.Response; {
+	case o.status >= http.StatusInternalServerError:
+		o.verdict = verdict{outcome: "failed", errorType: codeName(o.status), says: http.StatusText(o.status)}
+	case o.status != http.StatusOK && understood:
+		o.verdict = verdict{outcome: "failed", errorType: codeName(o.status), says: fmt.Sprintf("the answer has HTTP status %d", o.status)}
+	case o.status != http.StatusOK:
+		o.verdict = verdict{outcome: "refused", errorType: codeName(o.status)}
+	case resp != nil && (understood && resp.UID == o.request.UID || !understood && resp.UID != ""):
+		o.verdict = judge(ctx, resp)
+	case resp != nil && !understood: // controller-runtime refuses so: HTTP status 200, no UID
+		o.verdict = verdict{outcome: "refused", errorType: codeName(statusCode(resp))}
+	case resp != nil:
+		o.verdict = verdict{outcome: "failed", errorType: "wrong_uid", says: "the answer has the UID of another request"}
+	default:
+		o.verdict = verdict{outcome: "failed", errorType: "invalid_answer", says: "the answer is no AdmissionReview with a response"}
+	}
+}
+
+// finish records the call on span and metrics.
+func (h *observer) finish(r *http.Request, o *observation, budget, took time.Duration) {
+	v := o.verdict
+	if o.writeError != nil && v.errorType == "" {
+		v.outcome, v.errorType, v.says = "unanswered", "write_error", "write the answer: "+o.writeError.Error()
+	}
+	attributes := []attribute.KeyValue{
+		keyResource.String(resourceText(resources[resourceOf(&o.request)])),
+		keyOperation.String(operationNames[operationOf(&o.request)]),
+		keyOutcome.String(v.outcome),
+	}
+	if v.errorType != "" {
+		attributes = append(attributes, semconv.ErrorTypeKey.String(v.errorType))
+	}
+	if slash := strings.IndexByte(r.Pattern, '/'); slash >= 0 {
+		attributes = append(attributes, semconv.HTTPRoute(r.Pattern[slash:]))
+	}
+	measured := metric.WithAttributeSet(attribute.NewSet(attributes...))
+	h.telemetry.duration.Record(r.Context(), took.Seconds(), measured)
+	if v.operations > 0 {
+		h.telemetry.patchSize.Record(r.Context(), int64(len(v.response.Patch)), measured)
+	}
+
+	span := trace.SpanFromContext(r.Context())
+	if !span.IsRecording() {
+		return
+	}
+	if o.request.UID != "" {
+		h.telemetry.describe(span, &o.request)
+	}
+	span.SetAttributes(keyOutcome.String(v.outcome), keyBudget.Float64(budget.Seconds()), keyRemaining.Float64((budget - took).Seconds()))
+	if kind := cmp.Or(h.options.Type, typeOf(r.URL.Path)); kind != "" {
+		span.SetAttributes(keyType.String(string(kind)))
+	}
+	if v.response != nil {
+		span.SetAttributes(keyAllowed.Bool(v.response.Allowed), keyOperations.Int(v.operations))
+		if result := v.response.Result; result != nil {
+			span.SetAttributes(keyCode.Int(int(result.Code)))
+			if result.Reason != "" {
+				span.SetAttributes(keyReason.String(string(result.Reason)))
+			}
+		}
+	}
+	if v.errorType != "" {
+		span.SetAttributes(semconv.ErrorTypeKey.String(v.errorType))
+	}
+	if v.outcome == "failed" || v.outcome == "unanswered" {
+		span.SetStatus(codes.Error, v.says)
+	}
+}
+
+// typeOf reads the path as kubebuilder writes it.
+func typeOf(path string) WebhookType {
+	switch {
+	case strings.HasPrefix(path, "/mutate"):
+		return Mutating
+	case strings.HasPrefix(path, "/validate"):
+		return Validating
+	}
+	return ""
+}
+
+// observedBody keeps what the handler reads of a request. More than a review can have
+// is not kept; then the review is not understood.
+type observedBody struct {
+	io.ReadCloser
+	o *observation
+}
+
+// controller-runtime's own limit: two objects of 3 MiB, and what goes with them.
+const mostObserved = 7 << 20
+
+func (b *observedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.o.in.Write(p[:min(n, mostObserved-b.o.in.Len())])
+	return n, err
+}
+
+// observedWriter keeps what is written, unless Handle has told already.
+type observedWriter struct {
+	http.ResponseWriter
+	o *observation
+}
+
+func (w *observedWriter) WriteHeader(status int) {
+	// The first one counts, unless it is informational.
+	if w.o.status == 0 && status >= http.StatusOK {
+		w.o.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *observedWriter) Write(p []byte) (int, error) {
+	w.o.status = cmp.Or(w.o.status, http.StatusOK)
+	n, err := w.ResponseWriter.Write(p)
+	if err != nil {
+		w.o.writeError = err
+	}
+	if w.o.verdict.outcome == "" {
+		w.o.out.Write(p)
+	}
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (w *observedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
