@@ -95,17 +95,17 @@ func TestWhatControllersMakeRemembersWhoWantedItAndIsNoMoreThanWithoutUs(t *test
 		t.Run("at once", func(t *testing.T) { // returns when both have
 			t.Run("link", func(t *testing.T) {
 				t.Parallel()
-				link = live(t, node, "lineage-link", installed.webhook)
+				link = live(t, node, "lineage-link", installed.webhook, true)
 				wantLookUpsInTraces(t, "lineage-link")
 			})
 			t.Run("none", func(t *testing.T) {
 				t.Parallel()
-				without = live(t, node, "lineage-none", nil)
+				without = live(t, node, "lineage-none", nil, false)
 			})
 		})
 	})
 	t.Run("parent", func(t *testing.T) {
-		parent = live(t, node, "lineage-parent", installWithLineage(t, "parent"))
+		parent = live(t, node, "lineage-parent", installWithLineage(t, "parent"), false)
 	})
 	for mode, got := range map[string]map[string]int{"link": link, "parent": parent} {
 		if !maps.Equal(got, without) {
@@ -116,7 +116,8 @@ func TestWhatControllersMakeRemembersWhoWantedItAndIsNoMoreThanWithoutUs(t *test
 
 // live leads the workloads through their life in a namespace of their own, for which
 // that webhook is called or none, and returns what their controllers made, by name.
-func live(t *testing.T, node *kubelet, namespace string, webhook *cluster.Webhook) (made map[string]int) {
+// With schedule it waits for the CronJob's minute.
+func live(t *testing.T, node *kubelet, namespace string, webhook *cluster.Webhook, schedule bool) (made map[string]int) {
 	mustKubectl(t, "create", "namespace", namespace)
 	t.Cleanup(func() { mustKubectl(t, "delete", "namespace", namespace) })
 	var before map[string]int
@@ -135,14 +136,16 @@ func live(t *testing.T, node *kubelet, namespace string, webhook *cluster.Webhoo
 	n.do("rollout", "undo", "deployment/web", "statefulset/db", "daemonset/agent")("web", "db", "agent")
 	n.do("create", "job", "by-hand", "--from=cronjob/nightly")()
 
-	eventually(t, 90*time.Second, func() error {
-		jobs, err := n.BatchV1().Jobs(namespace).List(t.Context(), metav1.ListOptions{})
-		if err == nil && !slices.ContainsFunc(jobs.Items, func(j batchv1.Job) bool { return strings.HasPrefix(j.Name, "nightly-") }) {
-			err = errors.New("the CronJob has made no Job")
-		}
-		return err
-	})
-	n.settle()
+	if schedule {
+		eventually(t, 90*time.Second, func() error {
+			jobs, err := n.BatchV1().Jobs(namespace).List(t.Context(), metav1.ListOptions{})
+			if err == nil && !slices.ContainsFunc(jobs.Items, func(j batchv1.Job) bool { return strings.HasPrefix(j.Name, "nightly-") }) {
+				err = errors.New("the CronJob has made no Job")
+			}
+			return err
+		})
+		n.settle()
+	}
 	n.do("patch", "cronjob/nightly", "-p", `{"spec":{"suspend":true}}`)("nightly")
 	n.wantQuiet()
 	if webhook != nil {

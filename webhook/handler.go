@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -127,10 +128,11 @@ func spanName(_ string, r *http.Request) string {
 	if method != http.MethodPost {
 		method = "HTTP" // whatever it is, it is refused
 	}
-	if r.Pattern == "" {
-		return method
+	// A pattern may begin with a method and a host.
+	if slash := strings.IndexByte(r.Pattern, '/'); slash >= 0 {
+		return method + " " + r.Pattern[slash:]
 	}
-	return method + " " + r.Pattern
+	return method
 }
 
 type handler struct {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -223,8 +224,7 @@ func (h *watched) Handle(ctx context.Context, req admission.Request) admission.R
 	resp := h.next.Handle(ctx, req)
 
 	if span.IsSampled() {
-		annotate(&resp, "trace-id", span.TraceID().String())
-		annotate(&resp, "span-id", span.SpanID().String())
+		resp.AuditAnnotations = annotated(resp.AuditAnnotations, span)
 	}
 	// The webhook around us is about to do this. Done here, it gives the answer as it
 	// will be sent; with the patch as bytes, it is not done twice.
@@ -237,15 +237,12 @@ func (h *watched) Handle(ctx context.Context, req admission.Request) admission.R
 	return resp
 }
 
-// annotate adds an audit annotation unless the handler has one of that name.
-func annotate(resp *admission.Response, key, value string) {
-	if _, there := resp.AuditAnnotations[key]; there {
-		return
-	}
-	if resp.AuditAnnotations == nil {
-		resp.AuditAnnotations = map[string]string{}
-	}
-	resp.AuditAnnotations[key] = value
+// annotated adds where the trace is, unless the handler uses these names itself. The
+// map is the handler's, which may use it for every answer, so it is copied.
+func annotated(annotations map[string]string, span trace.SpanContext) map[string]string {
+	all := map[string]string{"trace-id": span.TraceID().String(), "span-id": span.SpanID().String()}
+	maps.Copy(all, annotations)
+	return all
 }
 
 var panicked = verdict{outcome: "failed", errorType: "panic", says: "the handler panicked"}

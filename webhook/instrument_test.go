@@ -610,9 +610,10 @@ func TestAContextThatIsThrownAwayTakesTheRequestsAttributesAlong(t *testing.T) {
 }
 
 func TestAuditAnnotationsAreAddedToSampledAnswersAndNeverReplaced(t *testing.T) {
+	mine := map[string]string{"trace-id": "mine", "checked": "yes"} // the same for every answer
 	h := admission.HandlerFunc(func(context.Context, admission.Request) admission.Response {
 		resp := admission.Allowed("")
-		resp.AuditAnnotations = map[string]string{"trace-id": "mine", "checked": "yes"}
+		resp.AuditAnnotations = mine
 		return resp
 	})
 	in := newInstrumented()

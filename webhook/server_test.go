@@ -66,7 +66,7 @@ func TestDrainingAnswersWhatIsUnderWayAndSendsKeptConnectionsAway(t *testing.T) 
 				entered <- true
 				<-release
 			}
-			io.WriteString(w, "answer")
+			_, _ = io.WriteString(w, "answer")
 		}),
 	})
 
@@ -133,7 +133,9 @@ func TestHTTP2IsServedOnlyWhenAskedFor(t *testing.T) {
 			t.Errorf("HTTP2 %t: negotiated %q, want %q", enabled, got, want)
 		}
 		stop()
-		<-ended
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -166,7 +166,9 @@ func requestAttributes(r *Request) []attribute.KeyValue {
 	}
 }
 
-func resourceText(r metav1.GroupVersionResource) string { return joined(r.Group, r.Version, r.Resource) }
+func resourceText(r metav1.GroupVersionResource) string {
+	return joined(r.Group, r.Version, r.Resource)
+}
 
 // joined writes a kind or resource: "apps/v1/deployments", "v1/pods", "other".
 func joined(group, version, name string) string {

@@ -43,22 +43,27 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	duration := flags.Duration("duration", 70*time.Second, "how long all measurements take together")
 	rounds := flags.Int("rounds", 5, "how often each variant has its turn")
 	out := flags.String("out", filepath.Join("out", "bench"), "where table.md and plot.svg go")
+	profile := flags.Bool("profile", false, "also write a CPU profile of each server there, N.pprof for the Nth row from 0 on (the numbers are not comparable then)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *rounds < 1 || *duration <= 0 {
 		return fmt.Errorf("-rounds %d, -duration %s: want more than nothing", *rounds, *duration)
 	}
-	measured, err := measure(ctx, plan{rounds: *rounds, duration: *duration, progress: stdout})
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
+	p := plan{rounds: *rounds, duration: *duration, progress: stdout}
+	if *profile {
+		p.profiles = *out
+	}
+	measured, err := measure(ctx, p)
 	if err != nil {
 		return err
 	}
 	rows := summarize(measured)
 	where := conditions{when: time.Now(), rounds: *rounds, each: turn(*duration, *rounds), machine: machine()}
 	table := markdown(rows, where)
-	if err := os.MkdirAll(*out, 0o755); err != nil {
-		return err
-	}
 	for name, content := range map[string][]byte{"table.md": table, "plot.svg": plot(rows, where)} {
 		if err := os.WriteFile(filepath.Join(*out, name), content, 0o644); err != nil {
 			return err

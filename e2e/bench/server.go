@@ -17,17 +17,18 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"syscall"
 	"time"
 
 	"go.opentelemetry.io/otel"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tracehook/tracehook/webhook"
 )
@@ -37,6 +38,7 @@ type settings struct {
 	Variant          string
 	Certificate, Key []byte // PEM
 	Collector        string // host:port, OTLP over gRPC
+	Profile          string // file for a CPU profile; "": none
 }
 
 // reading is what a server says of itself: counters since its start.
@@ -93,6 +95,17 @@ func serve(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.ServeTLS(listener, "", "") }()
 
+	if set.Profile != "" {
+		file, err := os.Create(set.Profile)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	for in.Scan() {
 		select {
 		case err := <-failed:
@@ -139,4 +152,55 @@ func startSpans(ctx context.Context, v variant, collector string) (*spans, error
 		sdktrace.WithResource(resource.NewSchemaless(semconv.ServiceName("tracehook"))),
 	)
 	return s, nil
+}
+
+// tracers is nil, and not an interface that holds nil, where no spans are made.
+func (s *spans) tracers() trace.TracerProvider {
+	if s.provider == nil {
+		return nil
+	}
+	return s.provider
+}
+
+// read first sends what spans there are: to send them is a part of what they cost.
+func (s *spans) read(ctx context.Context) (reading, error) {
+	if s.provider != nil {
+		if err := s.provider.ForceFlush(ctx); err != nil {
+			return reading{}, fmt.Errorf("flush spans: %w", err)
+		}
+	}
+	var r reading
+	var metrics metricdata.ResourceMetrics
+	if err := s.reader.Collect(ctx, &metrics); err != nil {
+		return reading{}, fmt.Errorf("read metrics: %w", err)
+	}
+	for _, scope := range metrics.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			sum, ok := m.Data.(metricdata.Sum[int64])
+			if !ok {
+				continue
+			}
+			for _, point := range sum.DataPoints {
+				_, failed := point.Attributes.Value(semconv.ErrorTypeKey)
+				switch {
+				case m.Name == "otel.sdk.processor.span.processed":
+					r.Spans += point.Value
+				case m.Name != "otel.sdk.exporter.span.exported":
+					continue
+				}
+				if failed {
+					r.Lost += point.Value
+				}
+			}
+		}
+	}
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	r.Mallocs, r.Bytes, r.Collected = memory.Mallocs, memory.TotalAlloc, memory.NumGC
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return reading{}, fmt.Errorf("read processor time: %w", err)
+	}
+	r.CPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	return r, nil
 }

@@ -54,11 +54,11 @@ func actOne(ctx context.Context, s *stage) error {
 	} {
 		s.heading(show.heading)
 		section := report.Section{Heading: show.heading, Command: show.command}
-		output, code, err := s.command(ctx, show.command)
-		section.Output = output
-		if err != nil || code != 0 {
-			return fmt.Errorf("exit code %d of %s: %v", code, show.command, err)
+		output, err := s.succeed(ctx, show.command)
+		if err != nil {
+			return err
 		}
+		section.Output = output
 		match := traceIDLine.FindStringSubmatch(output)
 		if match == nil {
 			return fmt.Errorf("no trace id in what `%s` printed", show.command)
@@ -135,11 +135,9 @@ func actTwo(ctx context.Context, s *stage) error {
 		Text:    "The object is created without its trace context, and nobody is told: only the counters and the audit log know.",
 		Command: "kubectl create configmap silent",
 	}
-	output, code, err := s.command(ctx, silent.Command)
-	if err != nil || code != 0 {
-		return fmt.Errorf("exit code %d of %s: %v", code, silent.Command, err)
+	if silent.Output, err = s.succeed(ctx, silent.Command); err != nil {
+		return err
 	}
-	silent.Output = output
 	event, err := s.blame(ctx)
 	if err != nil {
 		return err
@@ -161,9 +159,12 @@ func actTwo(ctx context.Context, s *stage) error {
 		Command: "kubectl create configmap loud",
 		Failed:  true,
 	}
-	output, code, err = s.command(ctx, loud.Command)
-	if err != nil || code == 0 || !strings.Contains(output, "use SANs instead") {
-		return fmt.Errorf("%s must fail and say why; got exit code %d, %v", loud.Command, code, err)
+	output, code, err := s.command(ctx, loud.Command)
+	if err != nil {
+		return err
+	}
+	if code == 0 || !strings.Contains(output, "use SANs instead") {
+		return fmt.Errorf("`%s` must fail and say why; it ended with exit code %d", loud.Command, code)
 	}
 	loud.Output = output
 	s.report.Sections = append(s.report.Sections, loud)
@@ -187,9 +188,8 @@ func actTwo(ctx context.Context, s *stage) error {
 	if err != nil {
 		return err
 	}
-	const healed = "kubectl create configmap healed"
-	if _, code, err := s.command(ctx, healed); err != nil || code != 0 {
-		return fmt.Errorf("exit code %d of %s: %v", code, healed, err)
+	if _, err := s.succeed(ctx, "kubectl create configmap healed"); err != nil {
+		return err
 	}
 	return s.count(ctx, "A certificate with names again", "The webhook is called, and the counter stands still.",
 		before, cluster.Counters{RequestTotal: 1})

@@ -56,10 +56,10 @@ func (s *stage) explainHowToGoOn() {
   export KUBECONFIG=%s
   export PATH=%s:$PATH
   export OTEL_EXPORTER_OTLP_ENDPOINT=http://%s OTEL_EXPORTER_OTLP_PROTOCOL=grpc
-  tracehook trace --trace-url '%s/trace/{traceID}' -- kubectl create configmap mine
+  tracehook trace --trace-url '%s/api/traces/{traceID}' -- kubectl create configmap mine
 
-  Jaeger             %[4]s   (its query API: /api/traces/TRACE-ID; a build from source has no web interface)
-  Collector zpages   %[5]s/debug/pipelinez
+  Jaeger             %[4]s   (its query API; a Jaeger built from source has no web interface)
+  Collector zpages   %[5]s
   tracehook metrics  %[6]s
   logs               %[7]s`,
 		s.cluster.Kubeconfig, filepath.Dir(s.tracehook), s.cluster.CollectorGRPC, s.cluster.JaegerURL,

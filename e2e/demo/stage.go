@@ -83,6 +83,15 @@ func versions(text string) []report.Fact {
 	return facts
 }
 
+// succeed is command for what must exit with 0.
+func (s *stage) succeed(ctx context.Context, line string) (output string, err error) {
+	output, code, err := s.command(ctx, line)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("`%s` ended with exit code %d", line, code)
+	}
+	return output, err
+}
+
 // command runs a command line as a user would type it, with the built binaries in
 // PATH, and returns what it printed. An exit code other than 0 is no error here.
 func (s *stage) command(ctx context.Context, line string) (output string, exitCode int, err error) {

@@ -19,7 +19,7 @@ func TestStopLeavesNothingBehindAndMayBeCalledAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Stop() })
+	t.Cleanup(func() { _ = c.Stop() })
 
 	// There are no controllers here, so no ServiceAccount either. Pods are admitted
 	// all the same.
@@ -106,7 +106,7 @@ func TestNoProcessOutlivesTheProgram(t *testing.T) {
 				}
 			case "use":
 				if !lines.Scan() || lines.Text() != "ready" {
-					cmd.Wait()
+					_ = cmd.Wait()
 					t.Fatalf("child did not start a cluster: %q\n%s", lines.Text(), &complaint)
 				}
 			}

@@ -164,7 +164,7 @@ func TestTheInstalledWebhookIsCalledAndCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		c.Kubectl(context.Background(), "delete", "mutatingwebhookconfiguration", webhookConfiguration)
+		_, _ = c.Kubectl(context.Background(), "delete", "mutatingwebhookconfiguration", webhookConfiguration)
 	})
 
 	t.Run("with its certificate trusted", func(t *testing.T) {

@@ -64,7 +64,7 @@ func TestTheTreePassesNoControlCharactersOn(t *testing.T) {
 	trace.Spans[0].Service = "\x1b]0;title\a"
 	trace.Spans[0].Status, trace.Spans[0].StatusMessage = tracestore.StatusError, "\x1b[2J\x9b"
 	text := tree(t, trace, TreeOptions{})
-	if strings.ContainsAny(text, "\x1b\a\u202e\x9b") {
+	if strings.ContainsAny(text, "\x1b\a\u202e\u009b") {
 		t.Errorf("control characters came through: %q", text)
 	}
 	if !strings.Contains(text, "·[31mred line·") {

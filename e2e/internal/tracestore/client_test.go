@@ -35,7 +35,7 @@ func TestWaitAsksUntilTheTraceIsComplete(t *testing.T) {
 		case 3: // … has the first batch
 			fmt.Fprint(w, `{"data": [{"traceID": "0af7651916cd43dd8448eb211c80319c", "spans": [], "processes": {}}]}`)
 		default:
-			w.Write(whole)
+			_, _ = w.Write(whole)
 		}
 	}))
 	defer jaeger.Close()
