@@ -49,6 +49,11 @@
 // copies it to ReplicaSets, which is the lineage that is wanted, and writes it over
 // whatever else is there, which must not become a fight.
 //
+// With TraceContextOptions.CreateSpans an owned object gets a span of its own, `create
+// <Kind>` below its owner's, and stores that: as the annotation where a controller has
+// not written it, and in any case as create-traceparent beside it, which counts for as
+// long as it is of the stored cause's trace.
+//
 // Where this request's context is not to be stored (it is not sampled, and
 // TraceContextOptions.Always is false), nothing is stored, and a context that was
 // stored before is removed: it would name the wrong cause. The W3C tracestate is kept

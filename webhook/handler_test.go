@@ -255,6 +255,25 @@ func TestAFailureOfOursAllowsTheRequestWithoutAPatch(t *testing.T) {
 	}
 }
 
+// deafWriter is a caller that has gone.
+type deafWriter struct{ *httptest.ResponseRecorder }
+
+func (deafWriter) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
+
+func TestAnAnswerThatNobodyTakesIsRecorded(t *testing.T) {
+	handler, rec := newTestHandler(t, Options{})
+	r := httptest.NewRequest(http.MethodPost, "/mutate", strings.NewReader(testReview))
+	r.Header.Set("Content-Type", "application/json")
+	handler.ServeHTTP(deafWriter{httptest.NewRecorder()}, r)
+	rec.wantCount(t, "unanswered", "write_error")
+	if status := rec.span(t, "POST /mutate").Status(); status.Code != codes.Error || !strings.Contains(status.Description, "broken pipe") {
+		t.Errorf("span status %v, want the error", status)
+	}
+	if log := rec.log.String(); !strings.Contains(log, "level=ERROR") || !strings.Contains(log, "broken pipe") {
+		t.Errorf("log: %s", log)
+	}
+}
+
 func TestAMutatorGetsTheCallersTimeoutLessAMargin(t *testing.T) {
 	for query, want := range map[string]time.Duration{
 		"?timeout=2s": 2*time.Second - answerMargin, "": defaultTimeout - answerMargin, "?timeout=1h": longestTimeout - answerMargin,

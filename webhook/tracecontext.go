@@ -69,7 +69,8 @@ type TraceContext struct {
 	causes      Causes
 	createSpans bool
 	stamps      metric.Int64Counter
-	reasons     [reasons]metric.MeasurementOption
+	reasons     [reasons][]metric.AddOption
+	attributes  [reasons][]attribute.KeyValue // of the span
 }
 
 // NewTraceContext checks the options.
@@ -97,7 +98,8 @@ func NewTraceContext(o TraceContextOptions) (*TraceContext, error) {
 		return nil, fmt.Errorf("create the counter of stamps: %w", err)
 	}
 	for r := range reasons {
-		t.reasons[r] = metric.WithAttributeSet(attribute.NewSet(keyStamp.String(reasonNames[r])))
+		t.attributes[r] = []attribute.KeyValue{keyStamp.String(reasonNames[r])}
+		t.reasons[r] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(t.attributes[r]...))}
 	}
 	return t, nil
 }
@@ -207,14 +209,14 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 	}
 
 	r := decide(f)
-	t.stamps.Add(ctx, 1, t.reasons[r])
+	t.stamps.Add(ctx, 1, t.reasons[r]...)
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
-		span.SetAttributes(keyStamp.String(reasonNames[r]))
+		span.SetAttributes(t.attributes[r]...)
 	}
 	switch r {
 	case reasonKept:
 		resp.Link(storedSpan)
-		if owned && t.createSpans {
+		if owned && t.createSpans && !t.hasCreateSpan(resp, storedSpan) {
 			t.writeCreateSpan(ctx, req, resp, storedSpan)
 		}
 	case reasonCreated, reasonUpdated:
@@ -276,19 +278,31 @@ func (t *TraceContext) inherit(ctx context.Context, req *Request, resp *Response
 		return nil
 	}
 	resp.Link(span)
-	if t.createSpans && span.IsSampled() {
-		t.writeCause(resp, causeOf(t.createSpan(ctx, req, span)))
-		return nil
+	if t.createSpans {
+		if create := t.writeCreateSpan(ctx, req, resp, span); create.IsValid() {
+			cause = causeOf(create)
+		}
 	}
 	t.writeCause(resp, cause)
 	return nil
 }
 
-// writeCreateSpan makes the span `create <Kind>` of an object whose annotation its controller has set.
-func (t *TraceContext) writeCreateSpan(ctx context.Context, req *Request, resp *Response, cause trace.SpanContext) {
-	if cause.IsSampled() {
-		resp.SetAnnotation(t.createKey, formatTraceparent(t.createSpan(ctx, req, cause)))
+// hasCreateSpan says whether the object has its span already: from an earlier call in
+// the same request (reinvocation), which must not make a second one.
+func (t *TraceContext) hasCreateSpan(resp *Response, cause trace.SpanContext) bool {
+	text, _ := resp.Annotation(t.createKey)
+	return Cause{Traceparent: text}.SpanContext().TraceID() == cause.TraceID()
+}
+
+// writeCreateSpan makes the span `create <Kind>` below the cause and remembers it under
+// a key that no controller copies over. A cause that is not sampled has no spans.
+func (t *TraceContext) writeCreateSpan(ctx context.Context, req *Request, resp *Response, cause trace.SpanContext) trace.SpanContext {
+	if !cause.IsSampled() {
+		return trace.SpanContext{}
 	}
+	span := t.createSpan(ctx, req, cause)
+	resp.SetAnnotation(t.createKey, formatTraceparent(span))
+	return span
 }
 
 // createSpan makes a span in the cause's trace that links to the SERVER span of this request.

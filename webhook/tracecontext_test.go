@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -173,9 +174,12 @@ func TestACreateSpanHangsBelowTheCauseAndLinksToTheCall(t *testing.T) {
 	causes := causesFunc(func(context.Context, string, metav1.OwnerReference) (Cause, error) {
 		return Cause{Traceparent: causeText}, nil
 	})
-	for name, test := range map[string]struct{ annotations, key string }{
-		"absent": {"", DefaultAnnotationKey},
-		"copied": {`"annotations":{"tracehook.dev/traceparent":"` + causeText + `"},`, "tracehook.dev/create-traceparent"},
+	for name, test := range map[string]struct {
+		annotations string
+		keys        []string
+	}{
+		"absent": {"", []string{DefaultAnnotationKey, "tracehook.dev/create-traceparent"}},
+		"copied": {`"annotations":{"tracehook.dev/traceparent":"` + causeText + `"},`, []string{"tracehook.dev/create-traceparent"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			handler, rec := handlerOf(t, TraceContextOptions{Causes: causes, CreateSpans: true})
@@ -186,11 +190,26 @@ func TestACreateSpanHangsBelowTheCauseAndLinksToTheCall(t *testing.T) {
 				t.Errorf("the span's parent is %s-%s, want the cause", create.Parent().TraceID(), create.Parent().SpanID())
 			}
 			rec.wantLink(t, "create Pod", testTraceID, rec.span(t, "POST /mutate").SpanContext().SpanID().String())
-			if want := formatTraceparent(create.SpanContext()); got[test.key] != want {
-				t.Errorf("%s is %q, want the span %s", test.key, got[test.key], want)
+			for _, key := range test.keys {
+				if want := formatTraceparent(create.SpanContext()); got[key] != want {
+					t.Errorf("%s is %q, want the span %s", key, got[key], want)
+				}
 			}
 			if test.annotations != "" && got[DefaultAnnotationKey] != causeText {
 				t.Errorf("the controller's annotation was changed to %q", got[DefaultAnnotationKey])
+			}
+
+			// Called again in the same request, it finds its span and makes no other.
+			now, err := json.Marshal(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again := annotationsAfter(t, handler, strings.Replace(ownedReview, "ANNOTATIONS", `"annotations":`+string(now)+`,`, 1), map[string]string{"Traceparent": testTraceparent})
+			if !maps.Equal(again, got) {
+				t.Errorf("the second call changed %v to %v", got, again)
+			}
+			if n := rec.count("create Pod"); n != 1 {
+				t.Errorf("%d spans `create Pod` after the second call, want 1", n)
 			}
 		})
 	}
@@ -250,6 +269,15 @@ func TestATraceContextThatCannotWorkIsRefused(t *testing.T) {
 			t.Errorf("%+v: no error", o)
 		}
 	}
+}
+
+func (r recorded) count(name string) (n int) {
+	for _, span := range r.spans.Ended() {
+		if span.Name() == name {
+			n++
+		}
+	}
+	return n
 }
 
 func (r recorded) span(t *testing.T, name string) sdktrace.ReadOnlySpan {
