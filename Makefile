@@ -59,6 +59,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
 		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
 	done
 
+.PHONY: bench
+bench: otelcol ## What a call costs, beside a null handler and the usual webhook: 80 s, to out/bench (RECORD=1: also to e2e/bench, for the README)
+	@go run ./e2e/bench
+	@if [ -n "$${RECORD:-}" ]; then cp out/bench/table.md e2e/bench/result.md; cp out/bench/plot.svg e2e/bench/result.svg; fi
+
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## Style, likely mistakes, and who may import whom (.golangci.yml)
 	@$(BIN)/golangci-lint run ./...

@@ -103,16 +103,18 @@ func TestTheStampIsTheRequestThatLastChangedWhatIsWanted(t *testing.T) {
 	}
 }
 
-func TestPatchAndSetImageRestampAndALabelDoesNot(t *testing.T) {
+func TestEditPatchAndSetImageRestampAndALabelDoesNot(t *testing.T) {
 	const object = "deployment/patched"
 	created, _, _ := traced(t, installed.Kubeconfig, "create", "-f", deployment(t, "patched", "app:1"))
 	t.Cleanup(func() { mustKubectl(t, "delete", object) })
 	wantStamp(t, object, created, "create")
 
+	t.Setenv("KUBE_EDITOR", "sed -i s/app:1/app:2/")
 	for _, step := range []struct {
 		command  []string
 		restamps bool
 	}{
+		{[]string{"edit", object}, true},
 		{[]string{"label", object, "a=b"}, false},
 		{[]string{"patch", object, "--type=merge", "-p", `{"spec":{"paused":true}}`}, true},
 		{[]string{"annotate", object, "note=x"}, false},

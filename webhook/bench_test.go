@@ -40,10 +40,11 @@ func BenchmarkDecode(b *testing.B) {
 		body := grow(b, pod, containers)
 		b.Run(strconv.Itoa(len(body)>>10)+"KiB", func(b *testing.B) {
 			var decoder reviewDecoder
+			var r Request
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				var r Request
+				r = Request{}
 				if err := decoder.decode(body, &r); err != nil {
 					b.Fatal(err)
 				}

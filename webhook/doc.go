@@ -6,6 +6,7 @@
 //	  │
 //	  ├─ handler.go       otelhttp: SERVER span below the API server's; deadline from ?timeout=
 //	  ├─ review.go        AdmissionReview → Request, strictly, in one pass; objects stay raw JSON
+//	  │    └─ scan.go        the strict reader of JSON
 //	  ├─ mutator.go       each Mutator of the Chain in an INTERNAL span `mutate <name>`
 //	  │    ├─ tracecontext.go    span context → annotation, by the table below
 //	  │    │    └─ lineage.go      controller owner → what it has stored

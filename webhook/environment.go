@@ -8,13 +8,11 @@ package webhook
 // read and found to be there.
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"strconv"
 	"strings"
 
-	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
 )
 
@@ -144,20 +142,18 @@ func readContainers(spec []byte) (containers []container, err error) {
 	if spec == nil {
 		return nil, nil
 	}
-	d := reviewDecoder{body: spec}
-	d.in = *bytes.NewBuffer(spec)
-	d.json.Reset(&d.in)
-	if d.json.PeekKind() == 'n' {
+	d := reviewDecoder{json: scanner{doc: spec}}
+	if d.json.peek() == 'n' {
 		return nil, nil
 	}
-	err = d.object(func(name []byte) error {
+	err = d.json.object(func(name []byte) error {
 		field := string(name)
 		if field != "containers" && field != "initContainers" {
-			return d.json.SkipValue()
+			return d.json.skip()
 		}
 		return d.array(func(i int) error {
-			if d.json.PeekKind() == 'n' {
-				return d.json.SkipValue()
+			if d.json.peek() == 'n' {
+				return d.json.skip()
 			}
 			c := container{pointer: "/spec/" + field + "/" + strconv.Itoa(i)}
 			if err := d.container(&c); err != nil {
@@ -173,18 +169,18 @@ func readContainers(spec []byte) (containers []container, err error) {
 }
 
 func (d *reviewDecoder) container(c *container) error {
-	return d.object(func(name []byte) error {
-		if string(name) != "env" || d.json.PeekKind() == 'n' {
-			return d.json.SkipValue()
+	return d.json.object(func(name []byte) error {
+		if string(name) != "env" || d.json.peek() == 'n' {
+			return d.json.skip()
 		}
 		c.env = true
 		return d.array(func(int) error {
-			if d.json.PeekKind() == 'n' {
-				return d.json.SkipValue()
+			if d.json.peek() == 'n' {
+				return d.json.skip()
 			}
-			return d.object(func(name []byte) error {
+			return d.json.object(func(name []byte) error {
 				if string(name) != "name" {
-					return d.json.SkipValue()
+					return d.json.skip()
 				}
 				var variable string
 				err := d.string(&variable)
@@ -198,22 +194,8 @@ func (d *reviewDecoder) container(c *container) error {
 
 // array reads one array, or null as one without elements; element must read exactly one value.
 func (d *reviewDecoder) array(element func(i int) error) error {
-	token, err := d.json.ReadToken()
-	if err != nil {
-		return err
+	if d.json.peek() == 'n' {
+		return d.json.skip()
 	}
-	switch token.Kind() {
-	case jsontext.KindNull:
-		return nil
-	case jsontext.KindBeginArray:
-	default:
-		return fmt.Errorf("%s where an array belongs", token.Kind())
-	}
-	for i := 0; d.json.PeekKind() != jsontext.KindEndArray; i++ {
-		if err := element(i); err != nil {
-			return err
-		}
-	}
-	_, err = d.json.ReadToken()
-	return err
+	return d.json.array(element)
 }

@@ -146,6 +146,7 @@ type handler struct {
 // call is the memory of one call, used again by later ones.
 type call struct {
 	body     bytes.Buffer
+	limited  io.LimitedReader // of the request's body
 	decoder  reviewDecoder
 	request  Request
 	response Response
@@ -196,7 +197,6 @@ func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span t
 		c.request = Request{} // half a request must not look like one in log and metric
 		return undecodable(err)
 	}
-	h.telemetry.describe(span, &c.request)
 	c.request.SpanContext = span.SpanContext()
 	c.response.object = &c.request.Object
 	if c.request.SpanContext.IsSampled() {
@@ -236,7 +236,9 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline
 	// deadline (tests) go without.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(deadline)
-	n, err := c.body.ReadFrom(io.LimitReader(r.Body, h.maxBodyBytes+1))
+	c.limited = io.LimitedReader{R: r.Body, N: h.maxBodyBytes + 1}
+	n, err := c.body.ReadFrom(&c.limited)
+	c.limited.R = nil
 	_ = control.SetReadDeadline(time.Time{})
 	switch {
 	case err != nil:
@@ -295,11 +297,16 @@ func isJSON(contentType string) bool {
 
 // timeout is how long the caller waits: the API server says so in ?timeout=10s.
 func timeout(u *url.URL) time.Duration {
-	query, err := url.ParseQuery(u.RawQuery)
-	if err != nil {
-		return defaultTimeout
+	// As the API server writes it, this is all there is.
+	value, ok := strings.CutPrefix(u.RawQuery, "timeout=")
+	if !ok || strings.ContainsAny(value, "&;%+") {
+		query, err := url.ParseQuery(u.RawQuery)
+		if err != nil {
+			return defaultTimeout
+		}
+		value = query.Get("timeout")
 	}
-	d, err := time.ParseDuration(query.Get("timeout"))
+	d, err := time.ParseDuration(value)
 	switch {
 	case err != nil || d <= 0:
 		return defaultTimeout

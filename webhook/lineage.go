@@ -28,7 +28,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -442,7 +442,7 @@ func locate(key ownerKey) (place, pattern string, err error) {
 	}
 	segments = append(segments, fixedIfKnown(resource, "{resource}"), segment{key.name, "{name}"})
 	for _, s := range segments {
-		if s.value == "" || len(path.IsValidPathSegmentName(s.value)) > 0 { // "../secrets", say
+		if s.value == "" || len(content.IsPathSegmentName(s.value)) > 0 { // "../secrets", say
 			return "", "", errors.New("a part of it cannot be part of a path")
 		}
 		place += "/" + s.value

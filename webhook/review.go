@@ -15,7 +15,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
@@ -32,45 +31,41 @@ var (
 	ErrNoRequest = errors.New("AdmissionReview without a usable request")
 )
 
-// reviewDecoder reads one review; it keeps its buffers from use to use.
+// reviewDecoder reads one review; it keeps its memory from use to use.
 type reviewDecoder struct {
-	json jsontext.Decoder
-	in   bytes.Buffer // a *bytes.Buffer is read in place, not copied
-	body []byte
+	json scanner
+	// Strings that most reviews have in common: see common.
+	known map[string]string
 }
 
 // decode reads body into r, which must be zero. r refers to body.
 func (d *reviewDecoder) decode(body []byte, r *Request) error {
-	d.body = body
-	d.in = *bytes.NewBuffer(body)
-	d.json.Reset(&d.in)
-
+	d.json.reset(body)
 	var kind, apiVersion string
 	hasRequest := false
-	err := d.object(func(name []byte) error {
+	err := d.json.object(func(name []byte) error {
 		switch string(name) {
 		case "kind":
-			return d.string(&kind)
+			return d.common(&kind)
 		case "apiVersion":
-			return d.string(&apiVersion)
+			return d.common(&apiVersion)
 		case "request":
-			if d.json.PeekKind() != 'n' {
+			if d.json.peek() != 'n' {
 				hasRequest = true
 				return d.request(r)
 			}
 		}
-		return d.json.SkipValue()
+		return d.json.skip()
 	})
 	if err == nil {
-		if _, err = d.json.ReadToken(); err == nil {
-			err = errors.New("another value after the review")
-		} else if err == io.EOF { //nolint:errorlint // jsontext documents the bare io.EOF
-			err = nil
-		}
+		err = d.json.end()
+	}
+	if errors.Is(err, errSyntax) {
+		err = explain(body)
 	}
 	switch {
 	case err != nil:
-		return malformed(err)
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	case kind != "AdmissionReview" || apiVersion != admissionv1.SchemeGroupVersion.String():
 		return fmt.Errorf("%w: got kind %q, apiVersion %q; list only v1 in the webhook's admissionReviewVersions",
 			ErrUnsupportedVersion, clip(kind), clip(apiVersion))
@@ -85,7 +80,7 @@ func (d *reviewDecoder) decode(body []byte, r *Request) error {
 }
 
 func (d *reviewDecoder) request(r *Request) error {
-	return d.object(func(name []byte) error {
+	return d.json.object(func(name []byte) error {
 		switch string(name) {
 		case "uid":
 			return d.string((*string)(&r.UID))
@@ -94,13 +89,13 @@ func (d *reviewDecoder) request(r *Request) error {
 		case "resource":
 			return d.group(&r.Resource.Group, &r.Resource.Version, "resource", &r.Resource.Resource)
 		case "subResource":
-			return d.string(&r.SubResource)
+			return d.common(&r.SubResource)
 		case "name":
 			return d.string(&r.Name)
 		case "namespace":
-			return d.string(&r.Namespace)
+			return d.common(&r.Namespace)
 		case "operation":
-			return d.string((*string)(&r.Operation))
+			return d.common((*string)(&r.Operation))
 		case "dryRun":
 			return d.bool(&r.DryRun)
 		case "object":
@@ -108,76 +103,73 @@ func (d *reviewDecoder) request(r *Request) error {
 		case "oldObject":
 			return d.rawObject(&r.OldObject)
 		}
-		return d.json.SkipValue() // userInfo and options among them
+		return d.json.skip() // userInfo and options among them
 	})
 }
 
 // group reads a group-version-kind or group-version-resource.
 func (d *reviewDecoder) group(group, version *string, lastName string, last *string) error {
-	return d.object(func(name []byte) error {
+	return d.json.object(func(name []byte) error {
 		switch string(name) {
 		case "group":
-			return d.string(group)
+			return d.common(group)
 		case "version":
-			return d.string(version)
+			return d.common(version)
 		case lastName:
-			return d.string(last)
+			return d.common(last)
 		}
-		return d.json.SkipValue()
+		return d.json.skip()
 	})
 }
 
 // rawObject walks an object of the review, noting where its parts are.
 func (d *reviewDecoder) rawObject(o *Object) error {
-	if d.json.PeekKind() == 'n' {
-		return d.json.SkipValue()
+	if d.json.peek() == 'n' {
+		return d.json.skip()
 	}
-	if err := d.open(); err != nil {
-		return err
-	}
-	start := d.json.InputOffset() - 1
+	start := d.json.pos
 	o.fields = o.fieldSpace[:0]
-	err := d.members(func(name []byte) error {
-		if string(name) == "metadata" && d.json.PeekKind() != 'n' {
+	err := d.json.object(func(name []byte) error {
+		if string(name) == "metadata" && d.json.peek() != 'n' {
 			o.hasMetadata = true
 			o.fields = append(o.fields, member{name: name})
 			return d.metadata(o)
 		}
-		value, err := d.value()
+		value, err := d.json.value()
 		o.fields = append(o.fields, member{name: name, value: value})
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	o.Raw = d.body[start:d.json.InputOffset()]
+	o.Raw = d.json.doc[start:d.json.pos]
 	return nil
 }
 
 func (d *reviewDecoder) metadata(o *Object) error {
-	return d.object(func(name []byte) (err error) {
-		if d.json.PeekKind() == 'n' {
-			return d.json.SkipValue()
+	return d.json.object(func(name []byte) (err error) {
+		if d.json.peek() == 'n' {
+			return d.json.skip()
 		}
 		switch string(name) {
 		case "annotations":
 			o.hasAnnotations = true
 			return d.annotations(o)
 		case "ownerReferences":
-			if d.json.PeekKind() != '[' {
+			if d.json.peek() != '[' {
 				return errors.New("ownerReferences are not a list")
 			}
-			o.owners, err = d.value()
+			o.owners, err = d.json.value()
 			return err
 		}
-		return d.json.SkipValue()
+		return d.json.skip()
 	})
 }
 
 func (d *reviewDecoder) annotations(o *Object) error {
 	o.annotations = o.annotationSpace[:0]
-	return d.object(func(key []byte) error {
-		value, err := d.value()
+	return d.json.object(func(key []byte) error {
+		value, err := d.json.value()
 		if err != nil {
 			return err
 		}
@@ -189,118 +181,95 @@ func (d *reviewDecoder) annotations(o *Object) error {
 	})
 }
 
+// errFound ends a walk early.
+var errFound = errors.New("found")
+
 // readControllerOwner reads a list of owner references up to the controller's. One
 // that is not as Kubernetes writes it is no controller.
 func readControllerOwner(list []byte) (owner metav1.OwnerReference, ok bool) {
-	d := reviewDecoder{body: list}
-	d.in = *bytes.NewBuffer(list)
-	d.json.Reset(&d.in)
-	if token, err := d.json.ReadToken(); err != nil || token.Kind() != '[' {
-		return metav1.OwnerReference{}, false
-	}
-	for d.json.PeekKind() == '{' {
-		owner, controller := metav1.OwnerReference{}, false
-		err := d.object(func(name []byte) error {
+	d := reviewDecoder{json: scanner{doc: list}}
+	err := d.json.array(func(int) error {
+		reference, controller := metav1.OwnerReference{}, false
+		err := d.json.object(func(name []byte) error {
 			switch string(name) {
 			case "apiVersion":
-				return d.string(&owner.APIVersion)
+				return d.string(&reference.APIVersion)
 			case "kind":
-				return d.string(&owner.Kind)
+				return d.string(&reference.Kind)
 			case "name":
-				return d.string(&owner.Name)
+				return d.string(&reference.Name)
 			case "uid":
-				return d.string((*string)(&owner.UID))
+				return d.string((*string)(&reference.UID))
 			case "controller":
 				return d.bool(&controller)
 			}
-			return d.json.SkipValue()
+			return d.json.skip()
 		})
-		if err != nil {
-			return metav1.OwnerReference{}, false
+		if err == nil && controller {
+			owner, err = reference, errFound
 		}
-		if controller {
-			return owner, true
-		}
-	}
-	return metav1.OwnerReference{}, false
-}
-
-// object reads one object; member must read exactly one value.
-func (d *reviewDecoder) object(member func(name []byte) error) error {
-	if err := d.open(); err != nil {
 		return err
-	}
-	return d.members(member)
-}
-
-func (d *reviewDecoder) open() error {
-	token, err := d.json.ReadToken()
-	if err != nil {
-		return err
-	}
-	if token.Kind() != '{' {
-		return fmt.Errorf("%s where an object belongs", token.Kind())
-	}
-	return nil
-}
-
-func (d *reviewDecoder) members(member func(name []byte) error) error {
-	for d.json.PeekKind() != '}' {
-		quoted, err := d.value()
-		if err != nil {
-			return err
-		}
-		name, err := unquote(quoted)
-		if err != nil {
-			return err
-		}
-		if err := member(name); err != nil {
-			return err
-		}
-	}
-	_, err := d.json.ReadToken()
-	return err
-}
-
-// value reads one value and returns its bytes in the body, which stay valid
-// after the next read (what the decoder itself returns does not).
-func (d *reviewDecoder) value() ([]byte, error) {
-	value, err := d.json.ReadValue()
-	if err != nil {
-		return nil, err
-	}
-	end := int(d.json.InputOffset())
-	return d.body[end-len(value) : end : end], nil
+	})
+	return owner, errors.Is(err, errFound)
 }
 
 // string reads a string; null leaves s as it is.
 func (d *reviewDecoder) string(s *string) error {
-	token, err := d.json.ReadToken()
-	if err != nil {
+	text, err := d.stringBytes()
+	if text != nil {
+		*s = string(text)
+	}
+	return err
+}
+
+// common is string for what most reviews have in common: it is not made anew each time.
+func (d *reviewDecoder) common(s *string) error {
+	const most, longest = 256, 64 // a caller who sends always new ones gains nothing
+	text, err := d.stringBytes()
+	if text == nil {
 		return err
 	}
-	switch token.Kind() {
-	case '"':
-		*s = token.String()
-	case 'n':
-	default:
-		return fmt.Errorf("%s where a string belongs", token.Kind())
+	known, ok := d.known[string(text)]
+	if !ok {
+		known = string(text)
+		if d.known == nil || len(d.known) == most {
+			d.known = make(map[string]string)
+		}
+		if len(known) <= longest {
+			d.known[known] = known
+		}
 	}
+	*s = known
 	return nil
+}
+
+// stringBytes reads a string; it is nil where there is null.
+func (d *reviewDecoder) stringBytes() ([]byte, error) {
+	value, err := d.json.value()
+	if err != nil {
+		return nil, err
+	}
+	switch value[0] {
+	case '"':
+		return unquote(value)
+	case 'n':
+		return nil, nil
+	}
+	return nil, fmt.Errorf("%s where a string belongs", jsontext.Value(value).Kind())
 }
 
 // bool reads true or false; null leaves b as it is.
 func (d *reviewDecoder) bool(b *bool) error {
-	token, err := d.json.ReadToken()
+	value, err := d.json.value()
 	if err != nil {
 		return err
 	}
-	switch token.Kind() {
+	switch value[0] {
 	case 't', 'f':
-		*b = token.Bool()
+		*b = value[0] == 't'
 	case 'n':
 	default:
-		return fmt.Errorf("%s where true or false belongs", token.Kind())
+		return fmt.Errorf("%s where true or false belongs", jsontext.Value(value).Kind())
 	}
 	return nil
 }
@@ -311,15 +280,6 @@ func unquote(quoted []byte) ([]byte, error) {
 		return quoted[1 : len(quoted)-1], nil
 	}
 	return jsontext.AppendUnquote(nil, quoted)
-}
-
-// malformed says where the document is broken, never what stands there.
-func malformed(err error) error {
-	var syntactic *jsontext.SyntacticError
-	if errors.As(err, &syntactic) {
-		return fmt.Errorf("%w: at byte %d: %w", ErrMalformed, syntactic.ByteOffset, syntactic.Err)
-	}
-	return fmt.Errorf("%w: %w", ErrMalformed, err)
 }
 
 // clip bounds what a caller sent before it is quoted in an error.

@@ -50,7 +50,7 @@ type telemetry struct {
 	duration  metric.Float64Histogram
 	patchSize metric.Int64Histogram
 	// attributes of the histograms for every resource, operation and ending, made once.
-	attributes [len(resources)][operations][endings]metric.MeasurementOption
+	attributes [len(resources)][operations][endings][]metric.RecordOption
 	log        *slog.Logger
 }
 
@@ -91,7 +91,7 @@ func newTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, log *slog.Lo
 				if e.errorType() != "" {
 					attrs = append(attrs, semconv.ErrorTypeKey.String(e.errorType()))
 				}
-				t.attributes[i][op][e] = metric.WithAttributeSet(attribute.NewSet(attrs...))
+				t.attributes[i][op][e] = []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(attrs...))}
 			}
 		}
 	}
@@ -153,8 +153,9 @@ func (t *telemetry) describe(span trace.Span, r *Request) {
 	}
 }
 
+// requestAttributes has room for what finish adds.
 func requestAttributes(r *Request) []attribute.KeyValue {
-	return []attribute.KeyValue{
+	return append(make([]attribute.KeyValue, 0, 16),
 		keyUID.String(string(r.UID)),
 		keyOperation.String(string(r.Operation)),
 		keyKind.String(joined(r.Kind.Group, r.Kind.Version, r.Kind.Kind)),
@@ -163,7 +164,7 @@ func requestAttributes(r *Request) []attribute.KeyValue {
 		keyName.String(r.Name),
 		keyDryRun.Bool(r.DryRun),
 		semconv.K8SNamespaceName(r.Namespace),
-	}
+	)
 }
 
 func resourceText(r metav1.GroupVersionResource) string {
@@ -196,23 +197,28 @@ func (t *telemetry) panicked(ctx context.Context, r *Request, stack []byte) {
 func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res result, budget, took time.Duration) {
 	r := &c.request
 	attributes := t.attributes[resourceOf(r)][operationOf(r)][res.ending]
-	t.duration.Record(ctx, took.Seconds(), attributes)
+	t.duration.Record(ctx, took.Seconds(), attributes...)
 	if res.patch != nil {
-		t.patchSize.Record(ctx, int64(len(res.patch)), attributes)
+		t.patchSize.Record(ctx, int64(len(res.patch)), attributes...)
 	}
 
 	if span.IsRecording() {
-		span.SetAttributes(keyOutcome.String(res.outcome()),
+		var attrs []attribute.KeyValue // set all at once: each time costs an allocation or two
+		if r.UID != "" {
+			attrs = requestAttributes(r)
+		}
+		attrs = append(attrs, keyOutcome.String(res.outcome()),
 			keyBudget.Float64(budget.Seconds()), keyRemaining.Float64((budget - took).Seconds()))
 		if res.understood() {
-			span.SetAttributes(keyAllowed.Bool(true), keyOperations.Int(res.operations))
+			attrs = append(attrs, keyAllowed.Bool(true), keyOperations.Int(res.operations))
 		}
 		if res.err != nil {
-			span.SetAttributes(semconv.ErrorTypeKey.String(res.errorType()))
+			attrs = append(attrs, semconv.ErrorTypeKey.String(res.errorType()))
 			if res.understood() {
 				span.SetStatus(codes.Error, res.err.Error())
 			}
 		}
+		span.SetAttributes(attrs...)
 		for _, link := range c.response.links {
 			span.AddLink(trace.Link{SpanContext: link})
 		}

@@ -188,6 +188,26 @@ func TestTheMetricsAreThoseOfTheManual(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("exported %v\nin deploy/README.md %v", got, want)
 	}
+
+	// From a bucket to the trace of a call in it: in the format that has exemplars.
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.config.MetricsAddress+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^tracehook_admission_duration_seconds_bucket\{.*# \{.*trace_id="[0-9a-f]{32}"`).Match(page) {
+		t.Error("no bucket of the duration has an exemplar with a trace id")
+	}
+
 	s.stop()
 	if err := <-s.ended; err != nil {
 		t.Error(err)

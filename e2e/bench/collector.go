@@ -1,8 +1,7 @@
 package main
 
-// The receiving end of the spans. Out: the Collector that e2e/controlplane builds,
-// with the configuration that we ship, and behind it something that takes all it
-// sends and throws it away: a trace store would only take processor time.
+// The receiving end of the spans. In: where it is to send them. Out: the Collector that
+// e2e/controlplane builds, with the configuration that we ship.
 
 import (
 	"context"
@@ -13,40 +12,27 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
-
-	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	"google.golang.org/grpc"
 )
 
 // collector is where servers send spans.
 type collector struct {
 	address string // host:port, OTLP over gRPC without TLS
-	stop    func() // ends it and what is behind it
+	stop    func()
 }
 
-// startCollector starts it on a processor. Its output goes to a file in dir.
-func startCollector(ctx context.Context, start starter, root, dir string, cpu int) (*collector, error) {
+// startCollector starts it on a processor, sending to sink. Its output goes to a file in dir.
+func startCollector(ctx context.Context, start starter, root, dir, sink string, cpu int) (*collector, error) {
 	binary := filepath.Join(root, "bin", "otelcol")
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("find the Collector: %w (make otelcol builds it)", err)
 	}
-	sink, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	server := grpc.NewServer()
-	collectorpb.RegisterTraceServiceServer(server, discard{})
-	go func() { _ = server.Serve(sink) }() // ends with Stop
-
 	addresses, metricsPort, err := freeAddresses(3)
 	if err != nil {
-		server.Stop()
 		return nil, err
 	}
 	logPath := filepath.Join(dir, "otelcol.log")
 	log, err := os.Create(logPath)
 	if err != nil {
-		server.Stop()
 		return nil, err
 	}
 	defer log.Close() // the child has its own descriptor
@@ -58,10 +44,9 @@ func startCollector(ctx context.Context, start starter, root, dir string, cpu in
 		"COLLECTOR_ZPAGES_ENDPOINT=" + addresses[2],
 		"COLLECTOR_METRICS_HOST=127.0.0.1",
 		"COLLECTOR_METRICS_PORT=" + strconv.Itoa(metricsPort),
-		"COLLECTOR_EXPORT_ENDPOINT=" + sink.Addr().String(),
+		"COLLECTOR_EXPORT_ENDPOINT=" + sink,
 	}
 	if err := start(cmd, cpu); err != nil {
-		server.Stop()
 		return nil, fmt.Errorf("start the Collector: %w", err)
 	}
 	ended := make(chan struct{})
@@ -77,7 +62,6 @@ func startCollector(ctx context.Context, start starter, root, dir string, cpu in
 			_ = cmd.Process.Kill()
 			<-ended
 		}
-		server.Stop()
 	}}
 	// It opens its receivers last.
 	ready, cancel := context.WithTimeout(ctx, time.Minute)
@@ -115,13 +99,4 @@ func freeAddresses(n int) (addresses []string, port int, err error) {
 		port = listener.Addr().(*net.TCPAddr).Port
 	}
 	return addresses[:n], port, nil
-}
-
-// discard is a trace store that stores nothing.
-type discard struct {
-	collectorpb.UnimplementedTraceServiceServer
-}
-
-func (discard) Export(context.Context, *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
-	return &collectorpb.ExportTraceServiceResponse{}, nil
 }

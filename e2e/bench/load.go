@@ -11,11 +11,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -74,30 +74,26 @@ func (l load) connection(ctx context.Context, number int, end time.Time) ([]time
 	var request bytes.Buffer
 	fmt.Fprintf(&request, "POST /mutate?timeout=10s HTTP/1.1\r\nHost: %s:443\r\nUser-Agent: kube-apiserver-admission\r\nContent-Length: %d\r\n"+
 		"Accept: application/json, */*\r\nContent-Type: application/json\r\nTraceparent: ", serverName, len(l.review))
-	context := request.Len()
+	place := request.Len()
 	fmt.Fprintf(&request, "00-%032x-%016x-00\r\nAccept-Encoding: gzip\r\n\r\n", 1, 1)
 	request.Write(l.review)
-	bytes := request.Bytes()
+	call := request.Bytes()
 
 	var took []time.Duration
-	answer := answerReader{in: bufio.NewReader(conn), patched: l.patched}
+	var written [55]byte
+	answer := newAnswerReader(conn, l.patched)
 	for i := number; ctx.Err() == nil; i++ {
 		// A trace of its own for each call, as in life.
-		var ids [24]byte
-		for j := range ids {
-			ids[j] = byte(1 + rand.IntN(255))
-		}
-		hex.Encode(bytes[context+3:], ids[:16])
-		hex.Encode(bytes[context+36:], ids[16:])
-		bytes[context+54] = '0'
+		traceparent := fmt.Appendf(written[:0], "00-%016x%016x-%016x-00", rand.Uint64(), rand.Uint64(), 1+rand.Uint64N(1<<63))
 		if i%100 < l.sampled {
-			bytes[context+54] = '1'
+			traceparent[len(traceparent)-1] = '1'
 		}
+		copy(call[place:], traceparent)
 		start := time.Now()
 		if start.After(end) {
 			return took, nil
 		}
-		if _, err := conn.Write(bytes); err != nil {
+		if _, err := conn.Write(call); err != nil {
 			return nil, err
 		}
 		if err := answer.read(); err != nil {
@@ -113,6 +109,10 @@ type answerReader struct {
 	in      *bufio.Reader
 	body    []byte
 	patched bool
+}
+
+func newAnswerReader(in io.Reader, patched bool) *answerReader {
+	return &answerReader{in: bufio.NewReader(in), patched: patched}
 }
 
 func (a *answerReader) read() error {
@@ -142,7 +142,7 @@ func (a *answerReader) read() error {
 	if length < 0 {
 		return errors.New("the answer has no Content-Length")
 	}
-	a.body = append(a.body[:0], make([]byte, length)...)
+	a.body = slices.Grow(a.body[:0], length)[:length]
 	if _, err := io.ReadFull(a.in, a.body); err != nil {
 		return err
 	}

@@ -6,12 +6,13 @@
 //	server.go     a variant as a process of its own, on one processor
 //	load.go       the caller: 25 connections on the other processor
 //	collector.go  a real OpenTelemetry Collector to send spans to
+//	sink.go       what is behind the Collector
 //	run.go        everything started, rounds in turn, everything stopped
 //	numbers.go    rounds in, one row a variant out
 //	table.go      the rows as Markdown
 //	plot.go       the rows as SVG
 //
-// With the argument `serve` it is one of the servers.
+// With the argument `serve` it is one of the servers, with `sink` what stores no spans.
 package main
 
 import (
@@ -36,8 +37,11 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
-	if len(args) == 1 && args[0] == "serve" {
+	switch {
+	case len(args) == 1 && args[0] == "serve":
 		return serve(ctx, stdin, stdout)
+	case len(args) == 1 && args[0] == "sink":
+		return sink(stdin, stdout)
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	duration := flags.Duration("duration", 70*time.Second, "how long all measurements take together")

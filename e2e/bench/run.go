@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/tracehook/tracehook/certs"
@@ -66,7 +67,12 @@ func measure(ctx context.Context, p plan) ([][]round, error) {
 	}
 	defer os.RemoveAll(dir)
 	start := newStarter()
-	collector, err := startCollector(ctx, start, root, dir, otherCPU)
+	sink, sinkAddress, err := startSink(start, otherCPU)
+	if err != nil {
+		return nil, err
+	}
+	defer sink.stop()
+	collector, err := startCollector(ctx, start, root, dir, sinkAddress, otherCPU)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +83,7 @@ func measure(ctx context.Context, p plan) ([][]round, error) {
 		return nil, err
 	}
 	common.Collector = collector.address
-	servers := make([]*server, len(variants))
+	servers := make([]server, len(variants))
 	for i, v := range variants {
 		settings := common
 		settings.Variant = v.name
@@ -110,7 +116,7 @@ func measure(ctx context.Context, p plan) ([][]round, error) {
 	return measured, nil
 }
 
-func measureRound(ctx context.Context, s *server, v variant, roots *x509.CertPool, review []byte, each time.Duration) (r round, err error) {
+func measureRound(ctx context.Context, s server, v variant, roots *x509.CertPool, review []byte, each time.Duration) (r round, err error) {
 	if r.before, err = s.read(); err != nil {
 		return r, err
 	}
@@ -131,37 +137,69 @@ func measureRound(ctx context.Context, s *server, v variant, roots *x509.CertPoo
 	return r, err
 }
 
-// server is a variant's process.
-type server struct {
-	cmd      *exec.Cmd
-	question io.WriteCloser
-	answers  *bufio.Reader
+// child is this program again, as something else.
+type child struct {
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	answers *bufio.Reader
 }
 
-func startServer(start starter, set settings, cpu int) (*server, error) {
+func startChild(start starter, role string, cpu int) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cmd: exec.Command(self, "serve")}
-	s.cmd.Stderr = os.Stderr
-	if s.question, err = s.cmd.StdinPipe(); err != nil {
+	c := &child{cmd: exec.Command(self, role)}
+	c.cmd.Stderr = os.Stderr
+	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
-	answers, err := s.cmd.StdoutPipe()
+	out, err := c.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	s.answers = bufio.NewReader(answers)
-	if err := start(s.cmd, cpu); err != nil {
-		return nil, err
+	c.answers = bufio.NewReader(out)
+	if err := start(c.cmd, cpu); err != nil {
+		return nil, fmt.Errorf("start %s: %w", role, err)
 	}
-	return s, json.NewEncoder(s.question).Encode(set)
+	return c, nil
 }
 
-func (s *server) read() (reading, error) {
+func (c *child) stop() {
+	c.in.Close()
+	timer := time.AfterFunc(10*time.Second, func() { _ = c.cmd.Process.Kill() })
+	defer timer.Stop()
+	_ = c.cmd.Wait() // it has told what there was to tell
+}
+
+// startSink returns its address, too.
+func startSink(start starter, cpu int) (*child, string, error) {
+	c, err := startChild(start, "sink", cpu)
+	if err != nil {
+		return nil, "", err
+	}
+	address, err := c.answers.ReadString('\n')
+	if err != nil {
+		c.stop()
+		return nil, "", fmt.Errorf("hear where the sink is: %w", err)
+	}
+	return c, strings.TrimSpace(address), nil
+}
+
+// server is a variant's process.
+type server struct{ *child }
+
+func startServer(start starter, set settings, cpu int) (server, error) {
+	c, err := startChild(start, "serve", cpu)
+	if err != nil {
+		return server{}, err
+	}
+	return server{c}, json.NewEncoder(c.in).Encode(set)
+}
+
+func (s server) read() (reading, error) {
 	var r reading
-	if _, err := io.WriteString(s.question, "\n"); err != nil {
+	if _, err := io.WriteString(s.in, "\n"); err != nil {
 		return r, fmt.Errorf("ask the server: %w", err)
 	}
 	line, err := s.answers.ReadBytes('\n')
@@ -169,13 +207,6 @@ func (s *server) read() (reading, error) {
 		return r, fmt.Errorf("hear the server: %w", err)
 	}
 	return r, json.Unmarshal(line, &r)
-}
-
-func (s *server) stop() {
-	s.question.Close()
-	timer := time.AfterFunc(10*time.Second, func() { _ = s.cmd.Process.Kill() })
-	defer timer.Stop()
-	_ = s.cmd.Wait() // it has told what there was to tell
 }
 
 // certificate makes the servers' pair, and what the caller trusts.

@@ -12,7 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
@@ -29,6 +30,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/tracehook/tracehook/webhook"
 )
@@ -71,6 +73,7 @@ func serve(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read serving certificate: %w", err)
 	}
+	log.SetLogger(logr.Discard()) // controller-runtime's would complain that it was not set
 	spans, err := startSpans(ctx, v, set.Collector)
 	if err != nil {
 		return err
@@ -86,7 +89,7 @@ func serve(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 		ReadHeaderTimeout: 32 * time.Second, // as controller-runtime sets it
 		IdleTimeout:       90 * time.Second,
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},
-		ErrorLog:          log.New(os.Stderr, "", 0),
+		ErrorLog:          stdlog.New(os.Stderr, "", 0),
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -139,7 +142,7 @@ func startSpans(ctx context.Context, v variant, collector string) (*spans, error
 	s := &spans{reader: sdkmetric.NewManualReader()}
 	s.meters = sdkmetric.NewMeterProvider(sdkmetric.WithReader(s.reader))
 	otel.SetMeterProvider(s.meters)
-	if !v.exports {
+	if v.batch == 0 {
 		return s, nil
 	}
 	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(collector), otlptracegrpc.WithInsecure())
@@ -147,7 +150,7 @@ func startSpans(ctx context.Context, v variant, collector string) (*spans, error
 		return nil, fmt.Errorf("set the exporter up: %w", err)
 	}
 	s.provider = sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(exporter),
+		sdktrace.WithBatcher(exporter, sdktrace.WithMaxExportBatchSize(v.batch)),
 		sdktrace.WithIDGenerator(webhook.SpanIDs{}),
 		sdktrace.WithResource(resource.NewSchemaless(semconv.ServiceName("tracehook"))),
 	)

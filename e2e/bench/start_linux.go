@@ -75,7 +75,7 @@ func settle(cpu int) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH { //nolint:errorlint // a bare errno
+		if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("choose a processor: %w", err)
 		}
 	}
