@@ -56,7 +56,7 @@ test-e2e: build controlplane ## End-to-end tests: the built binary on a real con
 fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
 	@grep -ro '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' certs cmd e2e webhook | sort | while IFS=: read -r file func; do \
 		echo "==> $${func#func } in $$(dirname "$$file")"; \
-		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$$(dirname "$$file")"; \
 	done
 
 .PHONY: bench

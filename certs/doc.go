@@ -19,6 +19,13 @@
 //	leaf, err := certs.Issue(ca, certs.LeafOptions{Now: now, Names: names})
 //	// leaf.CertificatePEM(), leaf.KeyPEM() → the server; ca.CertificatePEM() → caBundle
 //
-// Everything here is pure: time and randomness are passed in, nothing is read,
-// written or dialled.
+// # What is wrong with it
+//
+// [Verify] says everything that is wrong with a chain, for the name and the trust that
+// an API server has, where the API server stops at the first fault; [Predict] says from
+// that whether the call works and which of the API server's counters move. [Audit] dials
+// what the API servers of a cluster dial, and judges it so.
+//
+// Everything but Audit and ReadCounters is pure: time and randomness are passed in,
+// nothing is written or dialled.
 package certs

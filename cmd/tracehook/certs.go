@@ -23,11 +23,11 @@ import (
 func newCertsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "certs",
-		Short: "Make the certificates that API servers verify",
+		Short: "Make the certificates that API servers verify, and audit those of a cluster",
 		Args:  func(cmd *cobra.Command, args []string) error { return usageError(cobra.NoArgs(cmd, args)) },
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newCertsIssueCommand())
+	cmd.AddCommand(newCertsIssueCommand(), newCertsAuditCommand())
 	return cmd
 }
 

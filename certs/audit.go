@@ -1,0 +1,684 @@
+package certs
+
+// The audit. In: clients of a cluster. Out: every webhook, conversion webhook and APIService, each
+// endpoint of it as the API server would dial it, and all findings. Errors: only when
+// nothing could be listed; what else fails is in the report, beside what did not.
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+)
+
+// What the audit finds on the way to a certificate.
+const (
+	ServiceMissing    Code = "service-missing"
+	ServiceUnroutable Code = "service-unroutable" // of a type or without the port that is asked for
+	ServiceUnknown    Code = "service-unknown"    // it could not be read
+	NoEndpoints       Code = "no-endpoints"
+	InvalidURL        Code = "invalid-url"
+	Unreachable       Code = "unreachable"
+	HandshakeFailed   Code = "handshake-failed"
+)
+
+const (
+	defaultPort        = 443
+	pageSize           = 200
+	defaultParallel    = 32
+	defaultDialTimeout = 5 * time.Second
+)
+
+// Kinds of objects that send API servers to other servers.
+const (
+	KindMutating   = "MutatingWebhookConfiguration"
+	KindValidating = "ValidatingWebhookConfiguration"
+	KindCRD        = "CustomResourceDefinition"
+	KindAPIService = "APIService"
+)
+
+// AuditOptions say what to audit and with what.
+type AuditOptions struct {
+	Clients kubernetes.Interface // webhook configurations, Services, EndpointSlices
+	Dynamic dynamic.Interface    // CustomResourceDefinitions, APIServices
+	// Now is what certificates are judged by. Required.
+	Now time.Time
+	// SystemRoots stand for those of the API server, for an empty caBundle. Nil: none.
+	SystemRoots *x509.CertPool
+	// Dial makes connections. Nil: a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialTimeout is for one endpoint, connection and handshake. Zero: 5 s.
+	DialTimeout time.Duration
+	// Parallel is how many things are asked for or dialled at a time. Zero: 32.
+	Parallel int
+	// Progress is called after each handshake, from one goroutine at a time. Nil: silence.
+	Progress func(done, total int)
+}
+
+// Target is a place where an object sends the API server.
+type Target struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	// Webhook is its name within a webhook configuration.
+	Webhook string `json:"webhook,omitempty"`
+	// Field is the path of its caBundle within the object.
+	Field string `json:"field"`
+	// Service is NAMESPACE/NAME:PORT. It or URL is set.
+	Service string `json:"service,omitempty"`
+	URL     string `json:"url,omitempty"`
+	// ServerName is what the API server verifies.
+	ServerName    string `json:"serverName"`
+	FailurePolicy string `json:"failurePolicy,omitempty"`
+	Trust         Trust  `json:"-"`
+
+	namespace, service string
+	port               int32
+	dial               string // host:port, for a URL
+}
+
+// String is what a person would look for.
+func (t Target) String() string {
+	s := t.Kind + "/" + t.Name
+	if t.Webhook != "" {
+		s += " " + t.Webhook
+	}
+	return s
+}
+
+// Where says which thing to change about a finding of this target.
+func (t Target) Where(code Code) string {
+	place := t.URL
+	if t.service != "" {
+		place = "Service " + t.Service
+	}
+	served := "the certificate that " + place + " serves"
+	switch code {
+	case Unreachable, HandshakeFailed:
+		return "what listens behind " + place
+	case BundleEmpty, BundleNotPEM, BundleUnreadable, BundleExpired, Untrusted, IssuerExpired:
+		return fmt.Sprintf("%s of %s/%s", t.Field, t.Kind, t.Name)
+	case VerificationOff:
+		return fmt.Sprintf("spec.insecureSkipTLSVerify and %s of %s/%s", t.Field, t.Kind, t.Name)
+	case LeafPinned:
+		return fmt.Sprintf("%s, then %s of %s/%s", served, t.Field, t.Kind, t.Name)
+	case ServiceMissing, ServiceUnroutable, ServiceUnknown, NoEndpoints:
+		return place
+	case InvalidURL:
+		return fmt.Sprintf("%s of %s/%s", strings.TrimSuffix(t.Field, "caBundle")+"url", t.Kind, t.Name)
+	default:
+		return served
+	}
+}
+
+// AuditReport is what an audit found.
+type AuditReport struct {
+	Time    time.Time      `json:"time"`
+	Worst   Severity       `json:"worst"`
+	Targets []TargetReport `json:"targets"`
+	// Counters are of the one API server that answered, since its start.
+	Counters []CounterValue `json:"counters,omitempty"`
+	// Blamed are hosts that the audit log names.
+	Blamed []Blame `json:"blamed,omitempty"`
+	// Problems are what could not be looked at.
+	Problems []string `json:"problems,omitempty"`
+	// Incomplete: a kind of target could not be listed, or time was over before all was dialled.
+	Incomplete bool `json:"incomplete"`
+}
+
+// TargetReport is a target with what was found.
+type TargetReport struct {
+	Target
+	Worst Severity `json:"worst"`
+	// Findings concern the target as a whole: no Service, say.
+	Findings  []Finding        `json:"findings,omitempty"`
+	Endpoints []EndpointReport `json:"endpoints,omitempty"`
+
+	aliases []string // further hosts by which the API server may know it
+}
+
+// EndpointReport is one endpoint of a target.
+type EndpointReport struct {
+	Address string `json:"address"` // host:port as dialled
+	// NotReady: the API server does not call it now.
+	NotReady bool   `json:"notReady,omitempty"`
+	Subject  string `json:"subject,omitempty"`
+	Issuer   string `json:"issuer,omitempty"`
+	// ValidUntil is when calls start to fail for age: see the function of that name.
+	ValidUntil *time.Time `json:"validUntil,omitempty"`
+	DaysLeft   *int       `json:"daysLeft,omitempty"`
+	// Call is what a call here would do; nil if nobody looked.
+	Call     *Prediction `json:"call,omitempty"`
+	Findings []Finding   `json:"findings,omitempty"`
+}
+
+// Audit looks at everything. When ctx ends it returns what it has until then, and says so in
+// the report.
+func Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+	if o.DialTimeout == 0 {
+		o.DialTimeout = defaultDialTimeout
+	}
+	if o.Parallel == 0 {
+		o.Parallel = defaultParallel
+	}
+	report := AuditReport{Time: o.Now, Targets: []TargetReport{}}
+	targets, errs := discover(ctx, o)
+	for _, err := range errs {
+		report.Problems = append(report.Problems, err.Error())
+		report.Incomplete = true
+	}
+	if len(errs) == len(kinds) {
+		return report, fmt.Errorf("audit certificates: %w", errors.Join(errs...))
+	}
+
+	routes := resolve(ctx, o, targets)
+	served := dialAll(ctx, o, targets, routes)
+	late := 0
+	for i, target := range targets {
+		t, missed := judge(o, target, routes[i], served)
+		late += missed
+		report.Worst = max(report.Worst, t.Worst)
+		report.Targets = append(report.Targets, t)
+	}
+	if late > 0 {
+		report.Incomplete = true
+		report.Problems = append(report.Problems, fmt.Sprintf("endpoints not looked at, as the time was over: %d", late))
+	}
+	return report, nil
+}
+
+// kinds are the lists that an audit starts with.
+var kinds = []struct {
+	resource string
+	list     func(context.Context, AuditOptions) ([]Target, error)
+}{
+	{"mutatingwebhookconfigurations", listMutating},
+	{"validatingwebhookconfigurations", listValidating},
+	{"customresourcedefinitions", listConversions},
+	{"apiservices", listAPIServices},
+}
+
+// discover lists all targets, those of one kind together, and what could not be listed.
+func discover(ctx context.Context, o AuditOptions) ([]Target, []error) {
+	lists, failures := make([][]Target, len(kinds)), make([]error, len(kinds))
+	var group errgroup.Group
+	for i, kind := range kinds {
+		group.Go(func() error {
+			var err error
+			if lists[i], err = kind.list(ctx, o); err != nil {
+				failures[i] = fmt.Errorf("list %s: %w", kind.resource, err)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // every error is in failures
+	return slices.Concat(lists...), slices.DeleteFunc(failures, func(err error) bool { return err == nil })
+}
+
+func listMutating(ctx context.Context, o AuditOptions) (targets []Target, err error) {
+	options := metav1.ListOptions{Limit: pageSize}
+	for {
+		page, err := o.Clients.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, options)
+		if err != nil {
+			return nil, err
+		}
+		for _, object := range page.Items {
+			for i, webhook := range object.Webhooks {
+				targets = append(targets, webhookTarget(KindMutating, object.Name, webhook.Name, i, webhook.ClientConfig, webhook.FailurePolicy))
+			}
+		}
+		if options.Continue = page.Continue; options.Continue == "" {
+			return targets, nil
+		}
+	}
+}
+
+func listValidating(ctx context.Context, o AuditOptions) (targets []Target, err error) {
+	options := metav1.ListOptions{Limit: pageSize}
+	for {
+		page, err := o.Clients.AdmissionregistrationV1().ValidatingWebhookConfigurations().List(ctx, options)
+		if err != nil {
+			return nil, err
+		}
+		for _, object := range page.Items {
+			for i, webhook := range object.Webhooks {
+				targets = append(targets, webhookTarget(KindValidating, object.Name, webhook.Name, i, webhook.ClientConfig, webhook.FailurePolicy))
+			}
+		}
+		if options.Continue = page.Continue; options.Continue == "" {
+			return targets, nil
+		}
+	}
+}
+
+func webhookTarget(kind, object, webhook string, index int, config admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType) Target {
+	t := Target{Kind: kind, Name: object, Webhook: webhook, Field: fmt.Sprintf("webhooks[%d].clientConfig.caBundle", index), Trust: Trust{Bundle: config.CABundle}}
+	if policy != nil {
+		t.FailurePolicy = string(*policy)
+	}
+	if s := config.Service; s != nil {
+		t.to(s.Namespace, s.Name, s.Port)
+	} else if config.URL != nil {
+		t.toURL(*config.URL)
+	}
+	return t
+}
+
+func (t *Target) to(namespace, name string, port *int32) {
+	t.namespace, t.service, t.port = namespace, name, defaultPort
+	if port != nil && *port != 0 {
+		t.port = *port
+	}
+	t.Service = fmt.Sprintf("%s/%s:%d", namespace, name, t.port)
+	t.ServerName = ServerName(namespace, name)
+}
+
+// toURL leaves dial empty for what cannot be dialled.
+func (t *Target) toURL(text string) {
+	t.URL = text
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return
+	}
+	port := u.Port()
+	if port == "" {
+		port = strconv.Itoa(defaultPort)
+	}
+	t.ServerName = u.Hostname()
+	t.dial = net.JoinHostPort(u.Hostname(), port)
+}
+
+// clientConfig is what CustomResourceDefinitions and APIServices say of their servers. (Their
+// types live in modules that are much to depend on for these fields.)
+type clientConfig struct {
+	CABundle []byte `json:"caBundle"`
+	URL      string `json:"url"`
+	Service  *struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+		Port      *int32 `json:"port"`
+	} `json:"service"`
+	InsecureSkipTLSVerify bool `json:"insecureSkipTLSVerify"`
+}
+
+func listConversions(ctx context.Context, o AuditOptions) (targets []Target, err error) {
+	resource := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	err = eachObject(ctx, o.Dynamic, resource, func(object unstructured.Unstructured) error {
+		var spec struct {
+			Conversion struct {
+				Strategy string `json:"strategy"`
+				Webhook  struct {
+					ClientConfig clientConfig `json:"clientConfig"`
+				} `json:"webhook"`
+			} `json:"conversion"`
+		}
+		if err := decodeSpec(object, &spec); err != nil || spec.Conversion.Strategy != "Webhook" {
+			return err
+		}
+		config := spec.Conversion.Webhook.ClientConfig
+		t := Target{Kind: KindCRD, Name: object.GetName(), Field: "spec.conversion.webhook.clientConfig.caBundle", Trust: Trust{Bundle: config.CABundle}}
+		if s := config.Service; s != nil {
+			t.to(s.Namespace, s.Name, s.Port)
+		} else {
+			t.toURL(config.URL)
+		}
+		targets = append(targets, t)
+		return nil
+	})
+	return targets, err
+}
+
+func listAPIServices(ctx context.Context, o AuditOptions) (targets []Target, err error) {
+	resource := schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
+	err = eachObject(ctx, o.Dynamic, resource, func(object unstructured.Unstructured) error {
+		var spec clientConfig
+		if err := decodeSpec(object, &spec); err != nil || spec.Service == nil { // the API server's own
+			return err
+		}
+		t := Target{Kind: KindAPIService, Name: object.GetName(), Field: "spec.caBundle",
+			Trust: Trust{Bundle: spec.CABundle, APIService: true, InsecureSkipVerify: spec.InsecureSkipTLSVerify}}
+		t.to(spec.Service.Namespace, spec.Service.Name, spec.Service.Port)
+		targets = append(targets, t)
+		return nil
+	})
+	return targets, err
+}
+
+func eachObject(ctx context.Context, client dynamic.Interface, resource schema.GroupVersionResource, visit func(unstructured.Unstructured) error) error {
+	options := metav1.ListOptions{Limit: pageSize}
+	for {
+		page, err := client.Resource(resource).List(ctx, options)
+		if err != nil {
+			return err
+		}
+		for _, object := range page.Items {
+			if err := visit(object); err != nil {
+				return err
+			}
+		}
+		if options.Continue = page.GetContinue(); options.Continue == "" {
+			return nil
+		}
+	}
+}
+
+func decodeSpec(object unstructured.Unstructured, into any) error {
+	spec, _, err := unstructured.NestedMap(object.Object, "spec")
+	if err != nil {
+		return fmt.Errorf("read %s: %w", object.GetName(), err)
+	}
+	data, err := json.Marshal(runtime.DeepCopyJSON(spec))
+	if err == nil {
+		err = json.Unmarshal(data, into)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", object.GetName(), err)
+	}
+	return nil
+}
+
+// route is how the API server gets to a target.
+type route struct {
+	endpoints []endpoint
+	findings  []Finding
+	aliases   []string
+	late      bool // ctx ended before it was known
+}
+
+type endpoint struct {
+	address  string
+	notReady bool
+}
+
+// resolve finds the endpoints of every target. The routes are in the order of the targets.
+func resolve(ctx context.Context, o AuditOptions, targets []Target) []route {
+	type reference struct {
+		namespace, name string
+		port            int32
+	}
+	known := map[reference]*route{}
+	var group errgroup.Group
+	group.SetLimit(o.Parallel)
+	for _, t := range targets {
+		ref := reference{t.namespace, t.service, t.port}
+		if t.service == "" || known[ref] != nil {
+			continue
+		}
+		found := &route{}
+		known[ref] = found
+		group.Go(func() error {
+			*found = resolveService(ctx, o.Clients, ref.namespace, ref.name, ref.port)
+			return nil
+		})
+	}
+	_ = group.Wait() // what fails is a finding
+	routes := make([]route, len(targets))
+	for i, t := range targets {
+		switch {
+		case t.service != "":
+			routes[i] = *known[reference{t.namespace, t.service, t.port}]
+		case t.dial != "":
+			routes[i] = route{endpoints: []endpoint{{address: t.dial}}}
+		default:
+			routes[i] = route{findings: []Finding{{Code: InvalidURL, Severity: Error, Breaks: true,
+				Message: fmt.Sprintf("%s is no https:// URL with a host", quote(t.URL)),
+				Means:   "the API server cannot call it",
+				Remedy:  "write the URL of the webhook, or name its Service"}}}
+		}
+	}
+	return routes
+}
+
+func resolveService(ctx context.Context, clients kubernetes.Interface, namespace, name string, port int32) (r route) {
+	add := func(f Finding) { f.Breaks = true; f.Severity = Error; r.findings = append(r.findings, f) }
+	service, err := clients.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		add(Finding{Code: ServiceMissing, Message: fmt.Sprintf("Service %s/%s does not exist", namespace, name),
+			Means: "every call fails before it is dialled", Remedy: "create the Service, or remove what refers to it"})
+		return r
+	case err != nil:
+		r.unknown(ctx, err)
+		return r
+	}
+	r.aliases = append(slices.Clone(service.Spec.ClusterIPs), service.Spec.ClusterIP, service.Spec.ExternalName)
+	if service.Spec.Type == corev1.ServiceTypeExternalName {
+		r.endpoints = []endpoint{{address: net.JoinHostPort(service.Spec.ExternalName, strconv.Itoa(int(port)))}}
+		return r
+	}
+	index := slices.IndexFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == port })
+	if index < 0 {
+		add(Finding{Code: ServiceUnroutable, Message: fmt.Sprintf("Service %s/%s has no port %d", namespace, name, port),
+			Means: "every call fails before it is dialled", Remedy: "ask for a port that the Service has"})
+		return r
+	}
+	if service.Spec.ClusterIP == corev1.ClusterIPNone {
+		add(Finding{Code: ServiceUnroutable, Message: fmt.Sprintf("Service %s/%s has no cluster IP", namespace, name),
+			Means: "an API server without --enable-aggregator-routing cannot call it", Remedy: "make it a Service with a cluster IP"})
+	}
+	slicesOf, err := clients.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + name})
+	if err != nil {
+		r.unknown(ctx, err)
+		return r
+	}
+	ready := 0
+	for _, slice := range slicesOf.Items {
+		for _, p := range slice.Ports {
+			if p.Port == nil || p.Name != nil && *p.Name != service.Spec.Ports[index].Name || p.Name == nil && service.Spec.Ports[index].Name != "" {
+				continue
+			}
+			for _, e := range slice.Endpoints {
+				isReady := e.Conditions.Ready == nil || *e.Conditions.Ready
+				if isReady {
+					ready++
+				}
+				for _, address := range e.Addresses {
+					at := endpoint{address: net.JoinHostPort(address, strconv.Itoa(int(*p.Port))), notReady: !isReady}
+					if !slices.Contains(r.endpoints, at) {
+						r.endpoints = append(r.endpoints, at)
+					}
+				}
+			}
+		}
+	}
+	if ready == 0 {
+		add(Finding{Code: NoEndpoints, Message: fmt.Sprintf("Service %s/%s has no ready endpoint for port %d", namespace, name, port),
+			Means: "every call fails", Remedy: "look at the pods that the Service selects"})
+	}
+	return r
+}
+
+func (r *route) unknown(ctx context.Context, err error) {
+	r.late = ctx.Err() != nil
+	r.findings = append(r.findings, Finding{Code: ServiceUnknown, Severity: Warning,
+		Message: "its endpoints are unknown: " + err.Error(),
+		Means:   "whether calls work is unknown",
+		Remedy:  "run the audit with the rights that deploy/components/audit lists, and with more time"})
+}
+
+// door is what one handshake is made for. Targets that share it share the handshake.
+type door struct{ address, serverName string }
+
+// served is what came of a handshake.
+type served struct {
+	chain []*x509.Certificate
+	err   error
+	late  bool
+}
+
+func dialAll(ctx context.Context, o AuditOptions, targets []Target, routes []route) map[door]*served {
+	all := map[door]*served{}
+	var order []door
+	for i, t := range targets {
+		for _, e := range routes[i].endpoints {
+			d := door{e.address, t.ServerName}
+			if all[d] == nil {
+				all[d], order = &served{}, append(order, d)
+			}
+		}
+	}
+	var group errgroup.Group
+	group.SetLimit(o.Parallel)
+	var mu sync.Mutex
+	done := 0
+	for _, d := range order {
+		found := all[d]
+		group.Go(func() error {
+			if found.late = ctx.Err() != nil; !found.late {
+				found.chain, found.err = handshake(ctx, o, d)
+				found.late = found.err != nil && len(found.chain) == 0 && ctx.Err() != nil
+			}
+			if o.Progress != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				done++
+				o.Progress(done, len(order))
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // what fails is in served
+	return all
+}
+
+// errDial marks that there was nobody to shake hands with.
+var errDial = errors.New("no connection")
+
+// handshake takes the certificates as they are: judging them is Verify's, which does not
+// stop at the first fault. It speaks HTTP/1.1, as API servers do to webhooks. The chain may be there beside an error.
+func handshake(ctx context.Context, o AuditOptions, d door) (chain []*x509.Certificate, err error) {
+	ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
+	defer cancel()
+	raw, err := o.Dial(ctx, "tcp", d.address)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errDial, err)
+	}
+	defer raw.Close()
+	c := tls.Client(raw, &tls.Config{
+		ServerName:         d.serverName,
+		NextProtos:         []string{"http/1.1"},
+		InsecureSkipVerify: true, // nothing is sent; Verify judges
+		VerifyPeerCertificate: func(certificates [][]byte, _ [][]*x509.Certificate) error {
+			for _, der := range certificates {
+				certificate, err := x509.ParseCertificate(der)
+				if err != nil {
+					return err
+				}
+				chain = append(chain, certificate)
+			}
+			return nil
+		},
+	})
+	err = c.HandshakeContext(ctx)
+	return chain, err
+}
+
+// judge puts together what is known of a target. late is how many of its endpoints were not looked at.
+func judge(o AuditOptions, target Target, r route, all map[door]*served) (t TargetReport, late int) {
+	t = TargetReport{Target: target, Findings: r.findings}
+	if target.Trust.APIService { // its requests go to an address, and the audit log names that
+		t.aliases = r.aliases
+	}
+	if r.late {
+		late++
+	}
+	if len(r.endpoints) == 0 { // what can be said without a certificate
+		v := verification{trust: target.Trust, now: o.Now}
+		v.bundle()
+		t.Findings = slices.Concat(t.Findings, v.findings)
+	}
+	for _, e := range r.endpoints {
+		found := all[door{e.address, target.ServerName}]
+		if found.late {
+			late++
+		}
+		t.Endpoints = append(t.Endpoints, judgeEndpoint(o, target, r, e, found))
+		if target.Trust.APIService {
+			if host, _, err := net.SplitHostPort(e.address); err == nil {
+				t.aliases = append(t.aliases, host)
+			}
+		}
+	}
+	t.Worst = Worst(t.Findings)
+	for _, e := range t.Endpoints {
+		t.Worst = max(t.Worst, Worst(e.Findings))
+	}
+	return t, late
+}
+
+// judgeEndpoint joins what the certificate says with what the way to it says.
+func judgeEndpoint(o AuditOptions, target Target, r route, e endpoint, found *served) EndpointReport {
+	report := EndpointReport{Address: e.address, NotReady: e.notReady}
+	switch {
+	case len(found.chain) > 0:
+		leaf, until := found.chain[0], ValidUntil(found.chain, withSystemRoots(target.Trust, o.SystemRoots))
+		days := int(math.Floor(until.Sub(o.Now).Hours() / 24))
+		report.Subject, report.Issuer = leaf.Subject.String(), leaf.Issuer.String()
+		report.ValidUntil, report.DaysLeft = &until, &days
+		report.Findings = Verify(found.chain, withSystemRoots(target.Trust, o.SystemRoots), target.ServerName, o.Now)
+	default:
+		v := verification{trust: target.Trust, now: o.Now}
+		v.bundle()
+		report.Findings = v.findings
+	}
+	switch {
+	case found.late:
+		report.Findings = append(report.Findings, Finding{Code: Unreachable, Severity: Warning,
+			Message: "not looked at: the time was over",
+			Means:   "whether calls work is unknown", Remedy: "give the audit more time"})
+	case errors.Is(found.err, errDial) && e.notReady:
+		report.Findings = append(report.Findings, Finding{Code: Unreachable, Severity: Info,
+			Message: quoteError(found.err),
+			Means:   "nothing yet: the endpoint is not ready, and nobody calls it", Remedy: "look at its pod if it stays so"})
+	case errors.Is(found.err, errDial):
+		report.Findings = append(report.Findings, Finding{Code: Unreachable, Severity: Error, Breaks: true,
+			Message: quoteError(found.err),
+			Means:   "calls that come here fail, unless the API server has a way there that the audit has not",
+			Remedy:  "see that somebody listens there; run the audit inside the cluster to have the way that API servers have"})
+	case found.err != nil:
+		report.Findings = append(report.Findings, Finding{Code: HandshakeFailed, Severity: Error, Breaks: true,
+			Message: "no TLS connection came about: " + quoteError(found.err),
+			Means:   "calls fail, unless the server asks for a client certificate that the API server has",
+			Remedy:  "see that what listens there speaks TLS, and with which versions"})
+	}
+	if !found.late {
+		report.Call = new(Predict(slices.Concat(r.findings, report.Findings)))
+	}
+	return report
+}
+
+func withSystemRoots(t Trust, roots *x509.CertPool) Trust {
+	t.SystemRoots = roots
+	return t
+}
+
+// quoteError keeps control characters of strangers away from terminals, and quotes otherwise
+// nothing.
+func quoteError(err error) string {
+	text := strconv.Quote(err.Error())
+	return strings.ReplaceAll(text[1:len(text)-1], `\"`, `"`)
+}
