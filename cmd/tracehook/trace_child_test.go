@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,10 +75,21 @@ func startTracehook(t *testing.T, env []string, args ...string) (process *exec.C
 	}
 	// A session of its own, so without the terminal that the tests may run in.
 	process.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := process.Start(); err != nil {
+	// Under nohup, or as a background job of a script, the tests were told to ignore
+	// signals, and would tell their children so. What is caught here is not ignored there.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1)
+	err = process.Start()
+	signal.Stop(caught)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = process.Process.Kill() })
+	// What does not end by itself must not hold the tests up.
+	hung := time.AfterFunc(time.Minute, func() { _ = process.Process.Kill() })
+	t.Cleanup(func() {
+		hung.Stop()
+		_ = process.Process.Kill()
+	})
 	return process, bufio.NewReader(pipe), stderr
 }
 
