@@ -254,17 +254,21 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline
 // mutate runs step i of the chain in its span; a panic in it ends this call only.
 func (h *handler) mutate(ctx context.Context, i int, c *call) (res result, ok bool) {
 	step := h.chain[i]
-	if selective, ok := step.Mutator.(Selective); ok && !selective.Wants(&c.request, &c.response) {
-		return result{}, true
-	}
-	ctx, span := h.telemetry.mutate(ctx, h.spanNames[i])
-	defer span.End()
+	var span trace.Span
 	defer func() {
-		if value := recover(); value != nil {
+		value := recover() // before the span ends, which would record the panic as an event
+		if span != nil {
+			span.End()
+		}
+		if value != nil {
 			res, ok = mutatorPanicked(step.Name, value), false
 			h.telemetry.panicked(ctx, &c.request, debug.Stack())
 		}
 	}()
+	if selective, ok := step.Mutator.(Selective); ok && !selective.Wants(&c.request, &c.response) {
+		return result{}, true
+	}
+	ctx, span = h.telemetry.mutate(ctx, h.spanNames[i])
 	if err := step.Mutator.Mutate(ctx, &c.request, &c.response); err != nil {
 		return mutatorFailed(step.Name, err), false
 	}

@@ -255,6 +255,20 @@ func TestAFailureOfOursAllowsTheRequestWithoutAPatch(t *testing.T) {
 	}
 }
 
+// choosy panics when it is asked whether it wants a request.
+type choosy struct{ MutatorFunc }
+
+func (choosy) Wants(*Request, *Response) bool { panic("out of luck") }
+
+func TestAMutatorThatPanicsWhenItIsAskedFailsOpenToo(t *testing.T) {
+	handler, rec := newTestHandler(t, Options{Mutators: Chain{{Name: "choosy", Mutator: choosy{}}}})
+	w := post(handler, []byte(testReview))
+	if got, want := transcript(t, []byte(testReview), w), "200 application/json\nuid "+testUID+"\nallowed true\nno patch\n"; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	rec.wantCount(t, "failed_open", "mutator_panic")
+}
+
 // deafWriter is a caller that has gone.
 type deafWriter struct{ *httptest.ResponseRecorder }
 
