@@ -155,8 +155,7 @@ func modelCause(got, want map[string]any) (Cause, error) {
 		return Cause{}, fmt.Errorf("%q became %q, which is not of this request's trace", was, now)
 	}
 	changed := false
-	for _, name := range []string{"traceparent", "tracestate", "create-traceparent"} {
-		key := siblingKey(DefaultAnnotationKey, name)
+	for _, key := range []string{"tracehook.dev/traceparent", "tracehook.dev/tracestate", "tracehook.dev/create-traceparent"} {
 		value, is := afterAnnotations[key]
 		if _, was := beforeAnnotations[key]; is {
 			changed = changed || beforeAnnotations[key] != value

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
+
+	"github.com/tracehook/tracehook/webhook/cause"
 )
 
 // InjectEnvironmentKey is the annotation with which a pod asks for the variables
@@ -101,7 +103,7 @@ func (e Environment) variables(resp *Response) []variable {
 	}
 	var stored Cause
 	stored.Traceparent, _ = resp.Annotation(key)
-	stored.Tracestate, _ = resp.Annotation(siblingKey(key, tracestateName))
+	stored.Tracestate, _ = resp.Annotation(cause.TracestateKey(key))
 	span := stored.SpanContext()
 	if !span.IsValid() {
 		return nil

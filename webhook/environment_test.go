@@ -320,7 +320,7 @@ func storeAndInject(object []byte, cause Cause) ([]byte, error) {
 	resp := Response{object: &req.Object}
 	resp.SetAnnotation(DefaultAnnotationKey, cause.Traceparent)
 	if cause.Tracestate != "" {
-		resp.SetAnnotation(siblingKey(DefaultAnnotationKey, tracestateName), cause.Tracestate)
+		resp.SetAnnotation("tracehook.dev/tracestate", cause.Tracestate)
 	}
 	if err := (Environment{Always: true}).Mutate(context.Background(), &req, &resp); err != nil {
 		return nil, err

@@ -396,7 +396,7 @@ func (h *observer) finish(r *http.Request, o *observation, budget, took time.Dur
 		return
 	}
 	if o.request.UID != "" {
-		h.telemetry.describe(span, &o.request)
+		span.SetAttributes(requestAttributes(&o.request)...)
 	}
 	span.SetAttributes(keyOutcome.String(v.outcome), keyBudget.Float64(budget.Seconds()), keyRemaining.Float64((budget - took).Seconds()))
 	if kind := cmp.Or(h.options.Type, typeOf(r.URL.Path)); kind != "" {

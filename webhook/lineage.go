@@ -33,6 +33,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+
+	"github.com/tracehook/tracehook/webhook/cause"
 )
 
 const (
@@ -182,7 +184,7 @@ func NewOwners(o OwnersOptions) (*Owners, error) {
 		o.Now = time.Now
 	}
 	owners := &Owners{
-		key: o.Key, tracestateKey: siblingKey(o.Key, tracestateName), createKey: siblingKey(o.Key, createName),
+		key: o.Key, tracestateKey: cause.TracestateKey(o.Key), createKey: cause.CreateKey(o.Key),
 		timeout: o.Timeout, ttl: o.TTL, now: o.Now, seed: maphash.MakeSeed(),
 	}
 	for i := range owners.shards {

@@ -146,14 +146,7 @@ var resources = [...]metav1.GroupVersionResource{
 
 func resourceOf(r *Request) int { return max(0, slices.Index(resources[:], r.Resource)) }
 
-// describe puts the request on the SERVER span.
-func (t *telemetry) describe(span trace.Span, r *Request) {
-	if span.IsRecording() {
-		span.SetAttributes(requestAttributes(r)...)
-	}
-}
-
-// requestAttributes has room for what finish adds.
+// requestAttributes are what a SERVER span says of the request, with room for what finish adds.
 func requestAttributes(r *Request) []attribute.KeyValue {
 	return append(make([]attribute.KeyValue, 0, 16),
 		keyUID.String(string(r.UID)),

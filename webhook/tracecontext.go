@@ -16,20 +16,13 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/tracehook/tracehook/webhook/cause"
 )
 
 // DefaultAnnotationKey is where the trace context is stored. KEP-5915's
 // tracing.k8s.io/traceparent belongs to upstream, so it is a choice, not the default.
-const DefaultAnnotationKey = "tracehook.dev/traceparent"
-
-// Names beside the annotation's, with the same prefix.
-const (
-	tracestateName = "tracestate"
-	// createName is where `--lineage parent` stores the span of an object whose
-	// annotation is a controller's business: the deployment controller writes the
-	// Deployment's annotations over those of its ReplicaSets again and again.
-	createName = "create-traceparent"
-)
+const DefaultAnnotationKey = cause.DefaultKey
 
 // mirrorAnnotation marks the API server's image of a static Pod, which only its kubelet may change.
 const mirrorAnnotation = "kubernetes.io/config.mirror"
@@ -79,7 +72,7 @@ func NewTraceContext(o TraceContextOptions) (*TraceContext, error) {
 		o.Key = DefaultAnnotationKey
 	}
 	t := &TraceContext{
-		key: o.Key, tracestateKey: siblingKey(o.Key, tracestateName), createKey: siblingKey(o.Key, createName),
+		key: o.Key, tracestateKey: cause.TracestateKey(o.Key), createKey: cause.CreateKey(o.Key),
 		always: o.Always, causes: o.Causes, createSpans: o.CreateSpans,
 	}
 	if len(validation.IsQualifiedName(o.Key)) > 0 || t.tracestateKey == o.Key || t.createKey == o.Key {
@@ -220,18 +213,19 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 			t.writeCreateSpan(ctx, req, resp, storedSpan)
 		}
 	case reasonCreated, reasonUpdated:
-		t.write(req, resp, req.SpanContext)
+		t.write(req, resp)
 	case reasonReturned:
 		resp.Link(storedSpan)
-		t.write(req, resp, req.SpanContext)
+		t.write(req, resp)
 	case reasonInvalid:
 		resp.Warn(fmt.Sprintf("annotation %s: %q is no W3C traceparent and was replaced", t.key, clip(stored.Traceparent)))
 		if owned {
-			return t.inherit(ctx, req, resp, owner)
+			t.inherit(ctx, req, resp, owner)
+		} else {
+			t.write(req, resp)
 		}
-		t.write(req, resp, req.SpanContext)
 	case reasonOwned:
-		return t.inherit(ctx, req, resp, owner)
+		t.inherit(ctx, req, resp, owner)
 	}
 	return nil
 }
@@ -244,10 +238,11 @@ func (t *TraceContext) read(annotation func(string) (string, bool)) (c Cause, pr
 	return c, present
 }
 
-// write stores a context and what belongs to it. A context that is not to be stored
-// still makes what was stored before wrong, so that goes.
-func (t *TraceContext) write(req *Request, resp *Response, span trace.SpanContext) {
+// write stores this request's context. One that is not to be stored still makes what
+// was stored before wrong, so that goes.
+func (t *TraceContext) write(req *Request, resp *Response) {
 	var c Cause
+	span := req.SpanContext
 	if span.IsValid() && (t.always || span.IsSampled()) {
 		c = causeOf(span)
 	}
@@ -267,15 +262,15 @@ func (t *TraceContext) writeCause(resp *Response, c Cause) {
 
 // inherit stores what caused the owner, or this request where that is not known.
 // Not to find the owner's cause is counted by Causes and harms nobody.
-func (t *TraceContext) inherit(ctx context.Context, req *Request, resp *Response, owner metav1.OwnerReference) error {
+func (t *TraceContext) inherit(ctx context.Context, req *Request, resp *Response, owner metav1.OwnerReference) {
 	var cause Cause
 	if t.causes != nil {
 		cause, _ = t.causes.Cause(ctx, req.Namespace, owner)
 	}
 	span := cause.SpanContext()
 	if !span.IsValid() {
-		t.write(req, resp, req.SpanContext)
-		return nil
+		t.write(req, resp)
+		return
 	}
 	resp.Link(span)
 	if t.createSpans {
@@ -284,7 +279,6 @@ func (t *TraceContext) inherit(ctx context.Context, req *Request, resp *Response
 		}
 	}
 	t.writeCause(resp, cause)
-	return nil
 }
 
 // hasCreateSpan says whether the object has its span already: from an earlier call in

@@ -1,22 +1,15 @@
 package webhook
 
-// A span context as text, as it is stored, and back. Pure.
+// A span context as text, as it is stored, and back. Pure. Package cause has the rest of
+// how it is stored, for those who read it.
 
 import (
-	"context"
 	"encoding/hex"
 	"strings"
 
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
-)
 
-const (
-	// A stored traceparent longer than this is not looked at: version 00 has 55
-	// characters, and later ones may only append (W3C Trace Context, 3.2.4).
-	maxTraceparent = 256
-	// maxTracestate is what every vendor must be able to carry (W3C Trace Context, 3.3.1.5).
-	maxTracestate = 512
+	"github.com/tracehook/tracehook/webhook/cause"
 )
 
 // Cause is a stored trace context: what a consumer of the object should continue
@@ -32,31 +25,7 @@ func causeOf(span trace.SpanContext) Cause {
 
 // SpanContext reads the cause. It is invalid where the cause is none, or is not
 // what the W3C defines.
-func (c Cause) SpanContext() trace.SpanContext {
-	if c.Traceparent == "" || len(c.Traceparent) > maxTraceparent {
-		return trace.SpanContext{}
-	}
-	if len(c.Tracestate) > maxTracestate {
-		c.Tracestate = ""
-	}
-	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), causeCarrier{c}))
-}
-
-// causeCarrier lets the propagator read a cause as it reads headers.
-type causeCarrier struct{ Cause }
-
-func (c causeCarrier) Get(key string) string {
-	switch key {
-	case "traceparent":
-		return c.Traceparent
-	case "tracestate":
-		return c.Tracestate
-	}
-	return ""
-}
-
-func (c causeCarrier) Set(string, string) {}
-func (c causeCarrier) Keys() []string     { return []string{"traceparent", "tracestate"} }
+func (c Cause) SpanContext() trace.SpanContext { return cause.Parse(c.Traceparent, c.Tracestate) }
 
 // formatTraceparent writes a span context as the header of that name
 // (https://www.w3.org/TR/trace-context/#traceparent-header, version 00).
@@ -76,13 +45,8 @@ func formatTraceparent(span trace.SpanContext) string {
 
 // boundTracestate drops members from the end, the oldest ones, until the rest is short enough.
 func boundTracestate(s string) string {
-	for len(s) > maxTracestate {
+	for len(s) > cause.MaxTracestateBytes {
 		s = s[:max(0, strings.LastIndexByte(s, ','))]
 	}
 	return s
-}
-
-// siblingKey is the key beside another one: the same prefix, another name.
-func siblingKey(key, name string) string {
-	return key[:strings.LastIndexByte(key, '/')+1] + name
 }

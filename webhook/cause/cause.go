@@ -41,8 +41,8 @@ const (
 const (
 	// A traceparent of today has 55 bytes; later versions of W3C's may append (3.2.4).
 	maxTraceparentBytes = 256
-	// What W3C asks everybody to carry on (Trace Context, 3.3.1.5).
-	maxTracestateBytes = 512
+	// MaxTracestateBytes is what W3C asks everybody to carry on (Trace Context, 3.3.1.5).
+	MaxTracestateBytes = 512
 )
 
 // Attribute keys of the spans that Start makes.
@@ -84,11 +84,11 @@ func Of(obj metav1.Object, keys ...string) (trace.SpanContext, error) {
 		if !there {
 			continue
 		}
-		tracestate := annotations[sibling(key, "tracestate")]
-		if span := parse(traceparent, tracestate); span.IsValid() {
+		tracestate := annotations[TracestateKey(key)]
+		if span := Parse(traceparent, tracestate); span.IsValid() {
 			// Of another trace it is out of date: a controller has copied a newer cause
 			// over the other annotation, and knows nothing of this one.
-			if create := parse(annotations[sibling(key, "create-traceparent")], tracestate); create.TraceID() == span.TraceID() {
+			if create := Parse(annotations[CreateKey(key)], tracestate); create.TraceID() == span.TraceID() {
 				return create, nil
 			}
 			return span, nil
@@ -98,19 +98,42 @@ func Of(obj metav1.Object, keys ...string) (trace.SpanContext, error) {
 	return trace.SpanContext{}, err
 }
 
-// parse reads a traceparent with its tracestate; the result is not valid unless the
-// traceparent is.
-func parse(traceparent, tracestate string) trace.SpanContext {
+// Parse reads a traceparent with its tracestate, as they are stored; the result is not
+// valid unless the traceparent is. Both may come from anybody and be of any size.
+func Parse(traceparent, tracestate string) trace.SpanContext {
 	if traceparent == "" || len(traceparent) > maxTraceparentBytes {
 		return trace.SpanContext{}
 	}
-	carrier := propagation.MapCarrier{"traceparent": traceparent}
-	if len(tracestate) <= maxTracestateBytes {
-		carrier["tracestate"] = tracestate
+	if len(tracestate) > MaxTracestateBytes {
+		tracestate = ""
 	}
-	ctx := propagation.TraceContext{}.Extract(context.Background(), carrier)
+	ctx := propagation.TraceContext{}.Extract(context.Background(), carrier{traceparent, tracestate})
 	return trace.SpanContextFromContext(ctx)
 }
+
+// carrier lets the propagator read annotations as it reads headers.
+type carrier struct{ traceparent, tracestate string }
+
+func (c carrier) Get(key string) string {
+	switch key {
+	case "traceparent":
+		return c.traceparent
+	case "tracestate":
+		return c.tracestate
+	}
+	return ""
+}
+
+func (c carrier) Set(string, string) {}
+func (c carrier) Keys() []string     { return []string{"traceparent", "tracestate"} }
+
+// TracestateKey is the annotation that holds the tracestate of the traceparent in key.
+func TracestateKey(key string) string { return sibling(key, "tracestate") }
+
+// CreateKey is the annotation that holds the span `create <Kind>` of an object whose
+// cause is in key. The deployment controller writes the Deployment's annotations over
+// those of its ReplicaSets again and again; this one a Deployment does not have.
+func CreateKey(key string) string { return sibling(key, "create-traceparent") }
 
 // sibling is the key beside another: the same prefix, and this name.
 func sibling(key, name string) string {
