@@ -1,0 +1,292 @@
+// In: the source, a version, a date. Out: the image for every platform of .ko.yaml with an SBOM each, in an OCI layout on disk or in a
+// registry; its reference on standard output. Errors: what Go, ko or the registry says.
+//
+// ko as a library instead of the command: the base image must be able to come from this machine, under a name that does not
+// change from run to run, because ko writes that name into the image.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/ko/pkg/build"
+	"github.com/google/ko/pkg/commands/options"
+	"github.com/google/ko/pkg/publish"
+	"github.com/sigstore/cosign/v3/pkg/oci"
+	"github.com/sigstore/cosign/v3/pkg/oci/walk"
+)
+
+// importPath is the program in the image.
+const importPath = "ko://github.com/tracehook/tracehook/cmd/tracehook"
+
+// refName is the annotation by which a layout's index says the tag.
+const refName = "org.opencontainers.image.ref.name"
+
+type config struct {
+	source     string // the repository's root
+	version    string
+	revision   string    // commit; may be empty
+	date       time.Time // of the source: what is written into the image instead of the time of the build
+	remoteBase bool      // the base image of .ko.yaml instead of one made here
+	baseDigest string    // which one of the remote base; empty: the newest
+	layout     string    // directory of the OCI layout; it is emptied first
+	push       string    // repository to publish to instead
+	sboms      string    // directory for the SBOMs as files; empty: none
+}
+
+func main() {
+	// ko tells its steps, and lists every changed file; errors come back as errors.
+	log.SetOutput(io.Discard)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	cfg, err := parse(args, getenv)
+	if err != nil {
+		return err
+	}
+	result, err := cfg.build(ctx)
+	if err != nil {
+		return err
+	}
+	reference, err := cfg.publish(ctx, result)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, reference)
+	return err
+}
+
+func parse(args []string, getenv func(string) string) (config, error) {
+	var cfg config
+	flags := flag.NewFlagSet("image", flag.ContinueOnError)
+	flags.StringVar(&cfg.source, "source", ".", "root of the repository")
+	flags.StringVar(&cfg.version, "version", "", "what tracehook version says; also the tag")
+	flags.StringVar(&cfg.revision, "revision", "", "commit of the source, for the labels")
+	flags.BoolVar(&cfg.remoteBase, "remote-base", false, "pull the base image of .ko.yaml (without: made on this machine, for tests)")
+	flags.StringVar(&cfg.baseDigest, "base-digest", "", "pull this digest of the base image, as a rebuild does (implies -remote-base)")
+	flags.StringVar(&cfg.layout, "layout", "", "write an OCI layout into this directory; what is there is removed")
+	flags.StringVar(&cfg.push, "push", "", "publish to this repository")
+	flags.StringVar(&cfg.sboms, "sboms", "", "also write the SBOMs into this directory")
+	if err := flags.Parse(args); err != nil {
+		return config{}, err
+	}
+	if cfg.version == "" {
+		return config{}, errors.New("-version is missing")
+	}
+	if (cfg.layout == "") == (cfg.push == "") {
+		return config{}, errors.New("one of -layout and -push is needed")
+	}
+	cfg.remoteBase = cfg.remoteBase || cfg.baseDigest != ""
+	if cfg.push != "" && !cfg.remoteBase {
+		return config{}, errors.New("an image on a base made here is for tests: -push needs -remote-base")
+	}
+	seconds, err := strconv.ParseInt(getenv("SOURCE_DATE_EPOCH"), 10, 64)
+	if err != nil {
+		return config{}, fmt.Errorf("read SOURCE_DATE_EPOCH (the commit's time in seconds): %w", err)
+	}
+	cfg.date = time.Unix(seconds, 0).UTC()
+	for _, path := range []*string{&cfg.source, &cfg.layout, &cfg.sboms} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return config{}, fmt.Errorf("find %s: %w", *path, err)
+		}
+	}
+	return cfg, nil
+}
+
+// labels go into the image's configuration (docker inspect, Kubernetes tools) and as annotations onto its manifests and
+// index (registries). Keys: https://github.com/opencontainers/image-spec/blob/main/annotations.md
+func (c config) labels() map[string]string {
+	labels := map[string]string{
+		"org.opencontainers.image.title":         "tracehook",
+		"org.opencontainers.image.description":   "Admission webhook that continues the API server's trace and keeps its certificates renewed",
+		"org.opencontainers.image.url":           "https://github.com/tracehook/tracehook",
+		"org.opencontainers.image.source":        "https://github.com/tracehook/tracehook",
+		"org.opencontainers.image.documentation": "https://github.com/tracehook/tracehook/blob/main/README.md",
+		"org.opencontainers.image.licenses":      "Apache-2.0",
+		"org.opencontainers.image.version":       c.version,
+		"org.opencontainers.image.created":       c.date.Format(time.RFC3339),
+	}
+	if c.revision != "" {
+		labels["org.opencontainers.image.revision"] = c.revision
+	}
+	return labels
+}
+
+func (c config) build(ctx context.Context) (build.Result, error) {
+	// .ko.yaml's ldflags take it from there.
+	if err := os.Setenv("VERSION", c.version); err != nil {
+		return nil, fmt.Errorf("set VERSION: %w", err)
+	}
+	file := options.BuildOptions{WorkingDirectory: c.source}
+	if err := file.LoadConfig(); err != nil {
+		return nil, fmt.Errorf("read .ko.yaml: %w", err)
+	}
+	if len(file.BuildConfigs) != 1 || len(file.DefaultPlatforms) == 0 {
+		return nil, fmt.Errorf("no build or no platforms in .ko.yaml of %s", c.source)
+	}
+	base, index, err := c.base(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	digest, err := index.Digest()
+	if err != nil {
+		return nil, fmt.Errorf("take the base image's digest: %w", err)
+	}
+	created := v1.Time{Time: c.date}
+	opts := []build.Option{
+		build.WithBaseImages(func(context.Context, string) (name.Reference, build.Result, error) { return base, index, nil }),
+		build.WithPlatforms(file.DefaultPlatforms...),
+		build.WithConfig(file.BuildConfigs),
+		build.WithTrimpath(true),
+		build.WithCreationTime(created),
+		build.WithKoDataCreationTime(created),
+		build.WithSPDX(koVersion()),
+		build.WithSBOMDir(c.sboms),
+		// A number: the kubelet can check runAsNonRoot only then, and it must not depend on the base.
+		build.WithUser("65532:65532"),
+	}
+	labels := c.labels()
+	// What -base-digest takes. ko's own org.opencontainers.image.base.digest on the index is of a copy that ko has annotated before:
+	// it can be pulled from nowhere.
+	labels["dev.tracehook.base.digest"] = digest.String()
+	for key, value := range labels {
+		opts = append(opts, build.WithLabel(key, value), build.WithAnnotation(key, value))
+	}
+	builder, err := build.NewGobuilds(ctx, c.source, file.BuildConfigs, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("prepare ko: %w", err)
+	}
+	result, err := builder.Build(ctx, importPath)
+	if err != nil {
+		return nil, fmt.Errorf("build the image: %w", err)
+	}
+	return result, nil
+}
+
+func (c config) base(ctx context.Context, file options.BuildOptions) (name.Reference, v1.ImageIndex, error) {
+	if c.remoteBase {
+		return pullBase(ctx, file.BaseImage, c.baseDigest)
+	}
+	return localBase(file.DefaultPlatforms)
+}
+
+// pullBase gets the base image by digest if one is given, but returns the name in .ko.yaml: ko writes that
+// into the image, and a rebuild must write the same.
+func pullBase(ctx context.Context, image, digest string) (name.Reference, v1.ImageIndex, error) {
+	ref, err := name.ParseReference(image)
+	if err != nil {
+		return nil, nil, fmt.Errorf("parse the base image's name: %w", err)
+	}
+	pull := ref
+	if digest != "" {
+		if pull, err = name.NewDigest(ref.Context().Name() + "@" + digest); err != nil {
+			return nil, nil, fmt.Errorf("parse the base image's digest: %w", err)
+		}
+	}
+	descriptor, err := remote.Get(pull, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	if err != nil {
+		return nil, nil, fmt.Errorf("pull the base image: %w", err)
+	}
+	index, err := descriptor.ImageIndex()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the base image's platforms: %w", err)
+	}
+	return ref, index, nil
+}
+
+// publish returns the image's reference with its digest; for a layout the directory stands for the repository.
+func (c config) publish(ctx context.Context, result build.Result) (string, error) {
+	if c.push != "" {
+		publisher, err := publish.NewDefault(c.push,
+			publish.WithNamer(func(repository, _ string) string { return repository }),
+			publish.WithAuthFromKeychain(authn.DefaultKeychain),
+			publish.WithTags([]string{c.version}))
+		if err != nil {
+			return "", fmt.Errorf("prepare to publish: %w", err)
+		}
+		reference, err := publisher.Publish(ctx, result, importPath)
+		if err != nil {
+			return "", fmt.Errorf("publish to %s: %w", c.push, err)
+		}
+		return reference.String(), nil
+	}
+	return c.write(ctx, result)
+}
+
+// write lays the image down, and beside it, as ko does in a registry, the SBOM of each of its parts under the tag sha256-<hex>.sbom.
+func (c config) write(ctx context.Context, result build.Result) (string, error) {
+	image, ok := result.(oci.SignedImageIndex)
+	if !ok {
+		return "", fmt.Errorf("ko built a %T, not an index", result)
+	}
+	if err := os.RemoveAll(c.layout); err != nil {
+		return "", fmt.Errorf("empty the layout: %w", err)
+	}
+	directory, err := layout.Write(c.layout, empty.Index)
+	if err != nil {
+		return "", fmt.Errorf("make the layout: %w", err)
+	}
+	tag := layout.WithAnnotations(map[string]string{refName: c.version})
+	if err := directory.AppendIndex(image, tag); err != nil {
+		return "", fmt.Errorf("write the image: %w", err)
+	}
+	if err := walk.SignedEntity(ctx, image, func(_ context.Context, part oci.SignedEntity) error {
+		sbom, err := part.Attachment("sbom")
+		if err != nil {
+			return fmt.Errorf("find the SBOM: %w", err)
+		}
+		digest, err := part.Digest()
+		if err != nil {
+			return fmt.Errorf("take the digest: %w", err)
+		}
+		tag := layout.WithAnnotations(map[string]string{refName: digest.Algorithm + "-" + digest.Hex + ".sbom"})
+		if err := directory.AppendImage(sbom, tag); err != nil {
+			return fmt.Errorf("write the SBOM: %w", err)
+		}
+		return nil
+	}); err != nil {
+		return "", err
+	}
+	digest, err := image.Digest()
+	if err != nil {
+		return "", fmt.Errorf("take the digest: %w", err)
+	}
+	return c.layout + "@" + digest.String(), nil
+}
+
+// koVersion is what go.mod pins; the SBOM names its maker.
+func koVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, module := range info.Deps {
+			if module.Path == "github.com/google/ko" {
+				return module.Version
+			}
+		}
+	}
+	return "unknown"
+}

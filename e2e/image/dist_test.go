@@ -1,0 +1,118 @@
+// In: the source. Out: what a release attaches, for this machine's platform, unpacked and started. Errors: fail the test.
+package image_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+func TestWhatAReleaseAttachesIsWhole(t *testing.T) {
+	const image = "ghcr.io/tracehook/tracehook:" + version + "@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	platform := runtime.GOOS + "_" + runtime.GOARCH
+	first, second := t.TempDir(), t.TempDir()
+	for _, out := range []string{first, second} {
+		cmd := exec.Command(filepath.Join(repository(t), ".ci/dist"))
+		cmd.Env = append(os.Environ(), "VERSION="+version, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", sourceDate.Unix()), "IMAGE="+image,
+			"PLATFORMS="+runtime.GOOS+"/"+runtime.GOARCH, "OUT="+out)
+		if text, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+	}
+
+	sums := checksums(t, first)
+	if again := checksums(t, second); fmt.Sprint(sums) != fmt.Sprint(again) {
+		t.Errorf("made again, the files differ:\n%v\n%v", sums, again)
+	}
+	for _, name := range []string{"tracehook", "kubectl-tracehook"} {
+		archive := name + "_" + version + "_" + platform + ".tar.gz"
+		directory := t.TempDir()
+		if out, err := exec.Command("tar", "-xzf", filepath.Join(first, archive), "-C", directory).CombinedOutput(); err != nil {
+			t.Fatalf("unpacking %s: %v\n%s", archive, err, out)
+		}
+		out, err := exec.Command(filepath.Join(directory, name), "version").CombinedOutput()
+		if err != nil || string(out) != version+"\n" {
+			t.Errorf("%s of %s says %q (%v), want %s", name, archive, out, err, version)
+		}
+		if _, err := os.Stat(filepath.Join(directory, "LICENSE")); err != nil {
+			t.Errorf("%s comes without its licence: %v", archive, err)
+		}
+	}
+
+	raw, err := os.ReadFile(filepath.Join(first, "krew.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plugin struct {
+		Kind string
+		Spec struct {
+			Version   string
+			Platforms []struct{ URI, SHA256, Bin string }
+		}
+	}
+	if err := yaml.Unmarshal(raw, &plugin); err != nil {
+		t.Fatal(err)
+	}
+	if plugin.Kind != "Plugin" || plugin.Spec.Version != version || len(plugin.Spec.Platforms) != 1 {
+		t.Fatalf("krew.yaml is\n%s", raw)
+	}
+	offered := plugin.Spec.Platforms[0]
+	file := offered.URI[strings.LastIndex(offered.URI, "/")+1:]
+	if offered.Bin != "kubectl-tracehook" || sums[file] == "" || offered.SHA256 != sums[file] {
+		t.Errorf("krew.yaml offers %+v; the sums are %v", offered, sums)
+	}
+
+	manifest, err := os.ReadFile(filepath.Join(first, "install.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	images := 0
+	for line := range strings.Lines(string(manifest)) {
+		if named := strings.TrimSpace(line); strings.HasPrefix(named, "image: ghcr.io/tracehook/") {
+			images++
+			if named != "image: "+image {
+				t.Errorf("install.yaml has %q, want the image by its digest", named)
+			}
+		}
+	}
+	if images == 0 {
+		t.Error("install.yaml names no image of ours")
+	}
+}
+
+// checksums reads checksums.txt, holds every file to it, and returns the sums by file name.
+func checksums(t *testing.T, directory string) map[string]string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(directory, "checksums.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := map[string]string{}
+	for line := range strings.Lines(string(raw)) {
+		sum, name, _ := strings.Cut(strings.TrimSpace(line), "  ")
+		content, err := os.ReadFile(filepath.Join(directory, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := sha256.Sum256(content); hex.EncodeToString(got[:]) != sum {
+			t.Errorf("%s has sum %x, and checksums.txt says %s", name, got, sum)
+		}
+		sums[name] = sum
+	}
+	files, err := os.ReadDir(directory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != len(sums)+1 {
+		t.Errorf("checksums.txt is about %d files, and there are %d beside it", len(sums), len(files)-1)
+	}
+	return sums
+}
