@@ -6,7 +6,6 @@ package certs
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -22,9 +21,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -45,10 +41,9 @@ const (
 )
 
 const (
-	defaultPort        = 443
-	pageSize           = 200
-	defaultParallel    = 32
-	defaultDialTimeout = 5 * time.Second
+	defaultPort     = 443
+	pageSize        = 200
+	defaultParallel = 32
 )
 
 // Kinds of objects that send API servers to other servers.
@@ -58,6 +53,14 @@ const (
 	KindCRD        = "CustomResourceDefinition"
 	KindAPIService = "APIService"
 )
+
+// resources are those kinds for a client without types.
+var resources = map[string]schema.GroupVersionResource{
+	KindMutating:   {Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},
+	KindValidating: {Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"},
+	KindCRD:        {Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
+	KindAPIService: {Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"},
+}
 
 // AuditOptions say what to audit and with what.
 type AuditOptions struct {
@@ -247,9 +250,7 @@ func listMutating(ctx context.Context, o AuditOptions) (targets []Target, err er
 			return nil, err
 		}
 		for _, object := range page.Items {
-			for i, webhook := range object.Webhooks {
-				targets = append(targets, webhookTarget(KindMutating, object.Name, webhook.Name, i, webhook.ClientConfig, webhook.FailurePolicy))
-			}
+			targets = append(targets, mutatingTargets(object)...)
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			return targets, nil
@@ -265,14 +266,26 @@ func listValidating(ctx context.Context, o AuditOptions) (targets []Target, err 
 			return nil, err
 		}
 		for _, object := range page.Items {
-			for i, webhook := range object.Webhooks {
-				targets = append(targets, webhookTarget(KindValidating, object.Name, webhook.Name, i, webhook.ClientConfig, webhook.FailurePolicy))
-			}
+			targets = append(targets, validatingTargets(object)...)
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			return targets, nil
 		}
 	}
+}
+
+func mutatingTargets(object admissionv1.MutatingWebhookConfiguration) (targets []Target) {
+	for i, w := range object.Webhooks {
+		targets = append(targets, webhookTarget(KindMutating, object.Name, w.Name, i, w.ClientConfig, w.FailurePolicy))
+	}
+	return targets
+}
+
+func validatingTargets(object admissionv1.ValidatingWebhookConfiguration) (targets []Target) {
+	for i, w := range object.Webhooks {
+		targets = append(targets, webhookTarget(KindValidating, object.Name, w.Name, i, w.ClientConfig, w.FailurePolicy))
+	}
+	return targets
 }
 
 func webhookTarget(kind, object, webhook string, index int, config admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType) Target {
@@ -325,63 +338,63 @@ type clientConfig struct {
 	InsecureSkipTLSVerify bool `json:"insecureSkipTLSVerify"`
 }
 
-func listConversions(ctx context.Context, o AuditOptions) (targets []Target, err error) {
-	resource := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
-	err = eachObject(ctx, o.Dynamic, resource, func(object unstructured.Unstructured) error {
-		var spec struct {
-			Conversion struct {
-				Strategy string `json:"strategy"`
-				Webhook  struct {
-					ClientConfig clientConfig `json:"clientConfig"`
-				} `json:"webhook"`
-			} `json:"conversion"`
-		}
-		if err := decodeSpec(object, &spec); err != nil || spec.Conversion.Strategy != "Webhook" {
-			return err
-		}
-		config := spec.Conversion.Webhook.ClientConfig
-		t := Target{Kind: KindCRD, Name: object.GetName(), Field: "spec.conversion.webhook.clientConfig.caBundle", Trust: Trust{Bundle: config.CABundle}}
-		if s := config.Service; s != nil {
-			t.to(s.Namespace, s.Name, s.Port)
-		} else {
-			t.toURL(config.URL)
-		}
-		targets = append(targets, t)
-		return nil
-	})
-	return targets, err
+func listConversions(ctx context.Context, o AuditOptions) ([]Target, error) {
+	return listObjects(ctx, o.Dynamic, resources[KindCRD], conversionTargets)
 }
 
-func listAPIServices(ctx context.Context, o AuditOptions) (targets []Target, err error) {
-	resource := schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
-	err = eachObject(ctx, o.Dynamic, resource, func(object unstructured.Unstructured) error {
-		var spec clientConfig
-		if err := decodeSpec(object, &spec); err != nil || spec.Service == nil { // the API server's own
-			return err
-		}
-		t := Target{Kind: KindAPIService, Name: object.GetName(), Field: "spec.caBundle",
-			Trust: Trust{Bundle: spec.CABundle, APIService: true, InsecureSkipVerify: spec.InsecureSkipTLSVerify}}
-		t.to(spec.Service.Namespace, spec.Service.Name, spec.Service.Port)
-		targets = append(targets, t)
-		return nil
-	})
-	return targets, err
+func conversionTargets(object unstructured.Unstructured) ([]Target, error) {
+	var spec struct {
+		Conversion struct {
+			Strategy string `json:"strategy"`
+			Webhook  struct {
+				ClientConfig clientConfig `json:"clientConfig"`
+			} `json:"webhook"`
+		} `json:"conversion"`
+	}
+	if err := decodeSpec(object, &spec); err != nil || spec.Conversion.Strategy != "Webhook" {
+		return nil, err
+	}
+	config := spec.Conversion.Webhook.ClientConfig
+	t := Target{Kind: KindCRD, Name: object.GetName(), Field: "spec.conversion.webhook.clientConfig.caBundle", Trust: Trust{Bundle: config.CABundle}}
+	if s := config.Service; s != nil {
+		t.to(s.Namespace, s.Name, s.Port)
+	} else {
+		t.toURL(config.URL)
+	}
+	return []Target{t}, nil
 }
 
-func eachObject(ctx context.Context, client dynamic.Interface, resource schema.GroupVersionResource, visit func(unstructured.Unstructured) error) error {
+func listAPIServices(ctx context.Context, o AuditOptions) ([]Target, error) {
+	return listObjects(ctx, o.Dynamic, resources[KindAPIService], apiServiceTargets)
+}
+
+func apiServiceTargets(object unstructured.Unstructured) ([]Target, error) {
+	var spec clientConfig
+	if err := decodeSpec(object, &spec); err != nil || spec.Service == nil { // the API server's own
+		return nil, err
+	}
+	t := Target{Kind: KindAPIService, Name: object.GetName(), Field: "spec.caBundle",
+		Trust: Trust{Bundle: spec.CABundle, APIService: true, InsecureSkipVerify: spec.InsecureSkipTLSVerify}}
+	t.to(spec.Service.Namespace, spec.Service.Name, spec.Service.Port)
+	return []Target{t}, nil
+}
+
+func listObjects(ctx context.Context, client dynamic.Interface, resource schema.GroupVersionResource, read func(unstructured.Unstructured) ([]Target, error)) (targets []Target, err error) {
 	options := metav1.ListOptions{Limit: pageSize}
 	for {
 		page, err := client.Resource(resource).List(ctx, options)
 		if err != nil {
-			return err
+			return targets, err
 		}
 		for _, object := range page.Items {
-			if err := visit(object); err != nil {
-				return err
+			found, err := read(object)
+			if err != nil {
+				return targets, err
 			}
+			targets = append(targets, found...)
 		}
 		if options.Continue = page.GetContinue(); options.Continue == "" {
-			return nil
+			return targets, nil
 		}
 	}
 }
@@ -399,19 +412,6 @@ func decodeSpec(object unstructured.Unstructured, into any) error {
 		return fmt.Errorf("read %s: %w", object.GetName(), err)
 	}
 	return nil
-}
-
-// route is how the API server gets to a target.
-type route struct {
-	endpoints []endpoint
-	findings  []Finding
-	aliases   []string
-	late      bool // ctx ended before it was known
-}
-
-type endpoint struct {
-	address  string
-	notReady bool
 }
 
 // resolve finds the endpoints of every target. The routes are in the order of the targets.
@@ -453,76 +453,6 @@ func resolve(ctx context.Context, o AuditOptions, targets []Target) []route {
 	return routes
 }
 
-func resolveService(ctx context.Context, clients kubernetes.Interface, namespace, name string, port int32) (r route) {
-	add := func(f Finding) { f.Breaks = true; f.Severity = Error; r.findings = append(r.findings, f) }
-	service, err := clients.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		add(Finding{Code: ServiceMissing, Message: fmt.Sprintf("Service %s/%s does not exist", namespace, name),
-			Means: "every call fails before it is dialled", Remedy: "create the Service, or remove what refers to it"})
-		return r
-	case err != nil:
-		r.unknown(ctx, err)
-		return r
-	}
-	r.aliases = append(slices.Clone(service.Spec.ClusterIPs), service.Spec.ClusterIP, service.Spec.ExternalName)
-	if service.Spec.Type == corev1.ServiceTypeExternalName {
-		r.endpoints = []endpoint{{address: net.JoinHostPort(service.Spec.ExternalName, strconv.Itoa(int(port)))}}
-		return r
-	}
-	index := slices.IndexFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == port })
-	if index < 0 {
-		add(Finding{Code: ServiceUnroutable, Message: fmt.Sprintf("Service %s/%s has no port %d", namespace, name, port),
-			Means: "every call fails before it is dialled", Remedy: "ask for a port that the Service has"})
-		return r
-	}
-	if service.Spec.ClusterIP == corev1.ClusterIPNone {
-		add(Finding{Code: ServiceUnroutable, Message: fmt.Sprintf("Service %s/%s has no cluster IP", namespace, name),
-			Means: "an API server without --enable-aggregator-routing cannot call it", Remedy: "make it a Service with a cluster IP"})
-	}
-	slicesOf, err := clients.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + name})
-	if err != nil {
-		r.unknown(ctx, err)
-		return r
-	}
-	ready := 0
-	for _, slice := range slicesOf.Items {
-		for _, p := range slice.Ports {
-			if p.Port == nil || p.Name != nil && *p.Name != service.Spec.Ports[index].Name || p.Name == nil && service.Spec.Ports[index].Name != "" {
-				continue
-			}
-			for _, e := range slice.Endpoints {
-				isReady := e.Conditions.Ready == nil || *e.Conditions.Ready
-				if isReady {
-					ready++
-				}
-				for _, address := range e.Addresses {
-					at := endpoint{address: net.JoinHostPort(address, strconv.Itoa(int(*p.Port))), notReady: !isReady}
-					if !slices.Contains(r.endpoints, at) {
-						r.endpoints = append(r.endpoints, at)
-					}
-				}
-			}
-		}
-	}
-	if ready == 0 {
-		add(Finding{Code: NoEndpoints, Message: fmt.Sprintf("Service %s/%s has no ready endpoint for port %d", namespace, name, port),
-			Means: "every call fails", Remedy: "look at the pods that the Service selects"})
-	}
-	return r
-}
-
-func (r *route) unknown(ctx context.Context, err error) {
-	r.late = ctx.Err() != nil
-	r.findings = append(r.findings, Finding{Code: ServiceUnknown, Severity: Warning,
-		Message: "its endpoints are unknown: " + err.Error(),
-		Means:   "whether calls work is unknown",
-		Remedy:  "run the audit with the rights that deploy/components/audit lists, and with more time"})
-}
-
-// door is what one handshake is made for. Targets that share it share the handshake.
-type door struct{ address, serverName string }
-
 // served is what came of a handshake.
 type served struct {
 	chain []*x509.Certificate
@@ -549,7 +479,7 @@ func dialAll(ctx context.Context, o AuditOptions, targets []Target, routes []rou
 		found := all[d]
 		group.Go(func() error {
 			if found.late = ctx.Err() != nil; !found.late {
-				found.chain, found.err = handshake(ctx, o, d)
+				found.chain, found.err = handshake(ctx, o.Dial, o.DialTimeout, d)
 				found.late = found.err != nil && len(found.chain) == 0 && ctx.Err() != nil
 			}
 			if o.Progress != nil {
@@ -563,38 +493,6 @@ func dialAll(ctx context.Context, o AuditOptions, targets []Target, routes []rou
 	}
 	_ = group.Wait() // what fails is in served
 	return all
-}
-
-// errDial marks that there was nobody to shake hands with.
-var errDial = errors.New("no connection")
-
-// handshake takes the certificates as they are: judging them is Verify's, which does not
-// stop at the first fault. It speaks HTTP/1.1, as API servers do to webhooks. The chain may be there beside an error.
-func handshake(ctx context.Context, o AuditOptions, d door) (chain []*x509.Certificate, err error) {
-	ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
-	defer cancel()
-	raw, err := o.Dial(ctx, "tcp", d.address)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errDial, err)
-	}
-	defer raw.Close()
-	c := tls.Client(raw, &tls.Config{
-		ServerName:         d.serverName,
-		NextProtos:         []string{"http/1.1"},
-		InsecureSkipVerify: true, // nothing is sent; Verify judges
-		VerifyPeerCertificate: func(certificates [][]byte, _ [][]*x509.Certificate) error {
-			for _, der := range certificates {
-				certificate, err := x509.ParseCertificate(der)
-				if err != nil {
-					return err
-				}
-				chain = append(chain, certificate)
-			}
-			return nil
-		},
-	})
-	err = c.HandshakeContext(ctx)
-	return chain, err
 }
 
 // judge puts together what is known of a target. late is how many of its endpoints were not looked at.

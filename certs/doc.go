@@ -26,6 +26,39 @@
 // that whether the call works and which of the API server's counters move. [Audit] dials
 // what the API servers of a cluster dial, and judges it so.
 //
-// Everything but Audit and ReadCounters is pure: time and randomness are passed in,
-// nothing is written or dialled.
+// # Who keeps it
+//
+// An [Authority] keeps a CA and a leaf in two Secrets, one with the CA's key and one that is served; renews both at two
+// thirds of their life; and writes the CA to the live bundles. Of many, one works: who holds a Lease. A
+// [SecretSource] serves what is in the second Secret.
+//
+// A leaf that the present CA signs is trusted already, so its renewal is one step. A replacement of the CA goes through phases, which
+// are stored, so that whoever comes after a crash goes on:
+//
+//	phase        who signs the leaf in service   bundles          what ends the phase
+//	stable       old                             old              two thirds of the CA's life, a request, or a leaf in
+//	                                                              service whose CA's key is not held
+//	  issue_ca     makes the next CA; old and next sign each other's keys
+//	  issue_leaf   makes the next leaf, served under the proof's name only
+//	issued       old                             old → old+next   publish, until every bundle holds both
+//	published    old                             old+next         prove: every API server has loaded that, and trusts the next leaf
+//	proven       old                             old+next         (a bundle that loses its next CA now leads back to issued)
+//	  switch       the next CA is the CA, and the old key is gone
+//	switched     old → next                      old+next         send, then check: every endpoint serves the next leaf
+//	soaking      next                            old+next         100 s: connections that are kept may still be old
+//	dropped      next                            old+next → next  publish, then prove: nobody trusts the old CA any more
+//	stable       next                            next
+//
+// [Next] is the whole plan. It is pure: a [State] and the time give an [Action] and the reason for it. What a phase wants of bundles and
+// Secrets is put right before anything else, so a bundle that somebody wipes or a Secret that somebody
+// spoils, at whatever moment, needs no path of its own. A phase is stored before anything is done in its name, by a write that fails
+// if anybody wrote in between, so that a leader that woke up late changes nothing.
+//
+// At no time is a leaf in service that a bundle which an API server may still hold does not trust: not even without
+// the cross-signed certificates, which are there for what others do meanwhile.
+//
+// # What is pure
+//
+// Deciding and judging: Next, Verify, Predict, MergeBundle, Issue and the like. Time and randomness are passed in, nothing is
+// written or dialled. What talks to a cluster or a server takes clients and a context.
 package certs

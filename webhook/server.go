@@ -30,6 +30,8 @@ type ServerOptions struct {
 	// HTTP2 allows HTTP/2. The API server speaks HTTP/1.1 to a webhook behind a
 	// Service, so that false costs nothing and removes a protocol to attack.
 	HTTP2 bool
+	// TLS changes the rest of the TLS configuration, as ClientAuth.Ask does. Nil: nothing.
+	TLS func(*tls.Config)
 	// ShutdownDelay is how long the server goes on serving, not ready, after its
 	// context has ended: the time that endpoints need to be taken out everywhere.
 	ShutdownDelay time.Duration
@@ -68,6 +70,9 @@ func NewServer(o ServerOptions) (*Server, error) {
 			c.NextProtos = []string{"http/1.1"}
 			if o.HTTP2 {
 				c.NextProtos = []string{"h2", "http/1.1"}
+			}
+			if o.TLS != nil {
+				o.TLS(c)
 			}
 		}},
 	})

@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,17 +20,13 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 
 	"github.com/tracehook/tracehook/certs"
 )
 
 // certsAuditOptions are the flags of `certs audit`.
 type certsAuditOptions struct {
-	kubeconfig  string
-	context     string
+	clusterFlags
 	output      string
 	failOn      string
 	auditLog    string
@@ -62,8 +57,7 @@ look at everything and found nothing in the rest.`,
 			return auditCerts(cmd.Context(), o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
-	cmd.Flags().StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the cluster (default $KUBECONFIG, ~/.kube/config or, in a pod, its ServiceAccount)")
-	cmd.Flags().StringVar(&o.context, "context", "", "`NAME` of the kubeconfig's context (default its current one)")
+	o.bind(cmd.Flags())
 	cmd.Flags().StringVarP(&o.output, "output", "o", "table", "`FORMAT` of the report: table, json or yaml")
 	cmd.Flags().StringVar(&o.failOn, "fail-on", "warning", "`SEVERITY` from which on the exit code is 1: info, warning or error")
 	cmd.Flags().StringVar(&o.auditLog, "audit-log", "", "the API server's audit log, a `FILE`: whom it blames is matched with the targets")
@@ -92,10 +86,11 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 			return usageError(fmt.Errorf("--audit-log: %w", err))
 		}
 	}
-	config, err := auditConfig(o)
+	config, err := o.config() // without a limit: --parallel is it
 	if err != nil {
-		return usageError(fmt.Errorf("find the cluster: %w", err))
+		return usageError(err)
 	}
+	config.UserAgent = "tracehook-certs-audit"
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return usageError(fmt.Errorf("make client: %w", err))
@@ -134,18 +129,6 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 		return &exitError{code: exitUsage, err: errors.New("the audit is not complete: see the problems in the report")}
 	}
 	return nil
-}
-
-func auditConfig(o certsAuditOptions) (*rest.Config, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = o.kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: o.context}).ClientConfig()
-	if err != nil {
-		return nil, err
-	}
-	config.QPS = -1 // --parallel is the limit
-	config.UserAgent = "tracehook-certs-audit"
-	return config, nil
 }
 
 func auditCounters(ctx context.Context, clients kubernetes.Interface) ([]certs.CounterValue, error) {
@@ -191,22 +174,8 @@ func auditWriter(format string, colour bool) (func(io.Writer, certs.AuditReport)
 	switch format {
 	case "table":
 		return func(w io.Writer, r certs.AuditReport) error { return writeAuditTable(w, r, colour) }, nil
-	case "json":
-		return func(w io.Writer, r certs.AuditReport) error {
-			encoder := json.NewEncoder(w)
-			encoder.SetIndent("", "  ")
-			encoder.SetEscapeHTML(false)
-			return encoder.Encode(r)
-		}, nil
-	case "yaml":
-		return func(w io.Writer, r certs.AuditReport) error {
-			text, err := yaml.Marshal(r)
-			if err != nil {
-				return err
-			}
-			_, err = w.Write(text)
-			return err
-		}, nil
+	case "json", "yaml":
+		return func(w io.Writer, r certs.AuditReport) error { return writeMachine(w, format, r) }, nil
 	}
 	return nil, fmt.Errorf("--output %q is none of table, json, yaml", format)
 }

@@ -41,8 +41,21 @@ func usageError(err error) error {
 	return &exitError{code: exitUsage, err: err}
 }
 
-// run is the whole program: parse args, run the command they name, return its error.
+// run is the whole program: parse args (the first is what it was called as), run the command they name, return
+// its error.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root := newRootCommand()
+	if isKubectlPlugin(args[0]) {
+		nameAsPlugin(root)
+	}
+	root.SetArgs(args[1:])
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "tracehook",
 		Short:         "Admission webhook server that makes one kubectl create one trace",
@@ -51,15 +64,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Args:          noArguments,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath()))
 	})
 	root.AddCommand(newServeCommand(), newTraceCommand(), newCertsCommand(), newVersionCommand())
-	return root.ExecuteContext(ctx)
+	return root
 }
 
 // exitCode says on stderr, in one line, what went wrong and returns the code to exit with.

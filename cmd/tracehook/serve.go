@@ -5,28 +5,19 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
-	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/tracehook/tracehook/webhook"
 )
@@ -59,58 +50,70 @@ admission call up.`,
 // serve runs until ctx ends and everything is drained and flushed.
 func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 	log := newLogger(stderr, config.LogLevel, config.LogFormat)
-
-	certificate, err := certwatcher.New(config.certFile(), config.keyFile())
-	if err != nil {
-		return usageError(fmt.Errorf("read the serving certificate: %w (`tracehook certs issue` makes one)", err))
-	}
-
-	telemetry, err := startTelemetry(ctx, telemetryOptions{
-		ServiceName:    "tracehook",
-		Registry:       ctrlmetrics.Registry,
-		IDs:            webhook.SpanIDs{},
-		MaxSampledRate: config.MaxSampledRate,
-		OnError:        newTelemetryErrorLog(log),
-	})
+	telemetry, flush, err := startProcessTelemetry(ctx, "tracehook", config.processConfig, config.MaxSampledRate, log)
 	if err != nil {
 		return usageError(err)
 	}
+	serving := false
 	defer func() {
-		// A deadline of its own: the context that ended must not cost the last spans.
-		flush, cancel := context.WithTimeout(context.Background(), config.FlushTimeout)
-		defer cancel()
-		if err := telemetry.shutdown(flush); err != nil {
-			log.Warn("spans or metrics lost at the end", "error", err)
+		flush()
+		if serving {
+			log.Info("stopped")
 		}
-		log.Info("stopped")
 	}()
-
-	if err := measureCertificate(telemetry.meterProvider, certificate.GetCertificate); err != nil {
+	if err := takeStandardLog(log, telemetry.meterProvider); err != nil {
 		return err
 	}
 
+	certificate, err := newServingCertificate(config, telemetry, log)
+	if err != nil {
+		return usageError(err)
+	}
+	if err := measureCertificate(telemetry.meterProvider, certificate.get); err != nil {
+		return err
+	}
 	routes, err := newRoutes(config, telemetry, log)
 	if err != nil {
 		return usageError(err)
 	}
-	server, err := webhook.NewServer(webhook.ServerOptions{
-		Address:        config.WebhookAddress,
-		Handler:        routes,
-		GetCertificate: certificate.GetCertificate,
-		HTTP2:          config.HTTP2,
-		ShutdownDelay:  config.ShutdownDelay,
-	})
+	clientAuth, err := newClientAuth(config, telemetry, log)
 	if err != nil {
 		return usageError(err)
 	}
-
-	metrics, err := metricsserver.NewServer(metricsserver.Options{
-		BindAddress: config.MetricsAddress,
-		// Exemplars, which lead from a slow bucket to its trace, exist in this format only.
-		HandlerOpts: []func(*promhttp.HandlerOpts){func(o *promhttp.HandlerOpts) { o.EnableOpenMetrics = true }},
-	}, &rest.Config{}, http.DefaultClient)
+	options := webhook.ServerOptions{
+		Address:        config.WebhookAddress,
+		Handler:        routes,
+		GetCertificate: withReason(certificate.get),
+		HTTP2:          config.HTTP2,
+		ShutdownDelay:  config.ShutdownDelay,
+	}
+	if clientAuth != nil {
+		certificate.watchers = append(certificate.watchers, task{"watch the CAs of client certificates", clientAuth.Start})
+		options.Handler, options.TLS = clientAuth.Check(routes), clientAuth.Ask
+	}
+	if certificate.prove != nil {
+		// Outside the check: an API server that has a client certificate for the Service of the
+		// webhook need not have one for that of the proof.
+		mux := http.NewServeMux()
+		mux.Handle("/", options.Handler)
+		mux.Handle("/prove/", certificate.prove)
+		options.Handler = mux
+	}
+	server, err := webhook.NewServer(options)
 	if err != nil {
-		return usageError(fmt.Errorf("set /metrics up: %w", err))
+		return usageError(err)
+	}
+	ready := readiness{
+		checks: []check{
+			{"certificate", certificate.present}, // first: without one the handshake of the next check fails
+			{"admission", server.Ready},          // also says that the server drains
+			{"trust", certificate.trusted},
+		},
+		warnings: certificate.warnings,
+	}
+	metrics, err := newMetricsServer(config.processConfig, withReason(certificate.get))
+	if err != nil {
+		return usageError(err)
 	}
 
 	// What stands beside the admission calls outlives them: probes must see
@@ -124,19 +127,38 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		defer stopBeside()
 		return server.Serve(admission)
 	})
+	for _, watcher := range certificate.watchers {
+		group.Go(func() error { return wrap(watcher.doing, watcher.run(beside)) })
+	}
+	if keeper := certificate.keeper; keeper != nil {
+		group.Go(func() error { return wrap(keeper.doing, keeper.run(admission)) })
+	}
 	group.Go(func() error {
-		return wrap("watch the certificate", certificate.Start(beside))
-	})
-	group.Go(func() error {
-		return wrap("serve probes", serveProbes(beside, config.HealthAddress, server.Ready))
+		return wrap("serve probes", serveProbes(beside, config.HealthAddress, ready))
 	})
 	if metrics != nil { // nil where the address is "0"
 		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })
 	}
-	log.Info("serving", "version", version(), "webhook", config.WebhookAddress,
+	serving = true
+	log.Info("serving", "version", version(), "webhook", config.WebhookAddress, "certs", config.Certs,
 		"health", config.HealthAddress, "metrics", config.MetricsAddress)
 	context.AfterFunc(admission, func() { log.Info("draining", "delay", config.ShutdownDelay) })
 	return group.Wait()
+}
+
+// newClientAuth returns nil where nobody is asked for a certificate.
+func newClientAuth(config serveConfig, telemetry *telemetry, log *slog.Logger) (*webhook.ClientAuth, error) {
+	if config.ClientCAFile == "" {
+		return nil, nil
+	}
+	auth, err := webhook.NewClientAuth(webhook.ClientAuthOptions{
+		CAFile: config.ClientCAFile, Names: config.ClientNames, Enforce: config.ClientAuth == "enforce",
+		Logger: log, MeterProvider: telemetry.meterProvider,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("--client-ca-file: %w", err)
+	}
+	return auth, nil
 }
 
 // newRoutes is what is served where, and what happens to an object there, in this order.
@@ -199,26 +221,6 @@ func wrap(doing string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", doing, err)
-}
-
-// serveProbes answers /healthz (the process is alive) and /readyz (admission calls are welcome).
-func serveProbes(ctx context.Context, address string, ready healthz.Checker) error {
-	mux := http.NewServeMux()
-	mux.Handle("/healthz", http.StripPrefix("/healthz", &healthz.Handler{}))
-	mux.Handle("/readyz", http.StripPrefix("/readyz", &healthz.Handler{Checks: map[string]healthz.Checker{"admission": ready}}))
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	probes := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
-	go func() {
-		<-ctx.Done()
-		_ = probes.Close() // nothing of value is under way here
-	}()
-	if err := probes.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }
 
 // newLogger makes the program's logger, and hands it to the libraries that log by

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/tracehook/tracehook/certs"
 )
 
@@ -64,10 +66,12 @@ func startServe(t *testing.T, dir string, change ...func(*serveConfig)) served {
 	t.Helper()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1") // a Collector that is not there
 	s := served{log: new(lockedBuffer), ended: make(chan error, 1), config: serveConfig{
-		WebhookAddress: freeAddress(t), HealthAddress: freeAddress(t), MetricsAddress: freeAddress(t),
+		WebhookAddress: freeAddress(t),
+		processConfig: processConfig{HealthAddress: freeAddress(t), MetricsAddress: freeAddress(t), FlushTimeout: 500 * time.Millisecond,
+			LogLevel: "info", LogFormat: "json"},
 		CertPath: dir, CertName: "tls.crt", CertKey: "tls.key", MaxBodyBytes: 1 << 20,
-		ShutdownDelay: 500 * time.Millisecond, FlushTimeout: 500 * time.Millisecond,
-		AnnotationKey: "example.org/cause", Stamp: "always", Lineage: "off", Trust: "parent", LogLevel: "info", LogFormat: "json",
+		ShutdownDelay: 500 * time.Millisecond,
+		AnnotationKey: "example.org/cause", Stamp: "always", Lineage: "off", Trust: "parent",
 	}}
 	for _, c := range change {
 		c(&s.config)
@@ -153,7 +157,8 @@ func TestServeAnswersTakesANewCertificateUpAndStopsInOrder(t *testing.T) {
 }
 
 // What the manual lists is what is exported, by name and type. The Collector is dead
-// and so is the API server: failures have metrics, too.
+// and so is the API server: failures have metrics, too. Those of the certificates' authority need a living one:
+// e2e/mtls compares them.
 func TestTheMetricsAreThoseOfTheManual(t *testing.T) {
 	manual, err := os.ReadFile("../../deploy/README.md")
 	if err != nil {
@@ -161,7 +166,9 @@ func TestTheMetricsAreThoseOfTheManual(t *testing.T) {
 	}
 	want := map[string]string{}
 	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_0-9]+)` \\| (\\w+) \\|").FindAllSubmatch(manual, -1) {
-		want[string(row[1])] = string(row[2])
+		if !strings.HasPrefix(string(row[1]), "tracehook_certs_") {
+			want[string(row[1])] = string(row[2])
+		}
 	}
 
 	dir := t.TempDir()
@@ -172,7 +179,8 @@ func TestTheMetricsAreThoseOfTheManual(t *testing.T) {
 	}
 	t.Setenv("KUBECONFIG", kubeconfig)
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-	s := startServe(t, dir, func(c *serveConfig) { c.Lineage = "link" })
+	ca := filepath.Join(dir, "tls.crt") // any certificate will do
+	s := startServe(t, dir, func(c *serveConfig) { c.Lineage, c.ClientCAFile, c.ClientAuth = "link", ca, "observe" })
 	const owned = `"object":{"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"r","uid":"u","controller":true}]}}`
 	if answer, err := s.post(pool, strings.Replace(review, `"object":{"metadata":{}}`, owned, 1)); err != nil || !strings.Contains(answer, `"patchType":"JSONPatch"`) {
 		t.Fatalf("got %q, %v; want a patch", answer, err)
@@ -223,8 +231,9 @@ func TestServeDoesNotGoOnWithoutItsProbes(t *testing.T) {
 	}
 	defer taken.Close()
 	t.Setenv("OTEL_TRACES_EXPORTER", "none")
-	err = serve(t.Context(), serveConfig{WebhookAddress: freeAddress(t), HealthAddress: taken.Addr().String(), MetricsAddress: "0",
-		CertPath: dir, CertName: "tls.crt", CertKey: "tls.key", FlushTimeout: time.Second, AnnotationKey: "a/b", Lineage: "off", LogLevel: "error"}, io.Discard)
+	err = serve(t.Context(), serveConfig{WebhookAddress: freeAddress(t),
+		processConfig: processConfig{HealthAddress: taken.Addr().String(), MetricsAddress: "0", FlushTimeout: time.Second, LogLevel: "error"},
+		CertPath:      dir, CertName: "tls.crt", CertKey: "tls.key", AnnotationKey: "a/b", Lineage: "off"}, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "serve probes") {
 		t.Errorf("got %v, want an error of the probes", err)
 	}
@@ -255,4 +264,47 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// Whether the API server answers is not known at the start; kubelet must not restart a server for it.
+func TestServeWithoutAnAPIServerComesUpUnreadyAndStops(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"current-context":"dead","contexts":[{"name":"dead","context":{"cluster":"dead"}}],"clusters":[{"name":"dead","cluster":{"server":"https://127.0.0.1:1"}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", kubeconfig)
+	t.Setenv("OTEL_TRACES_EXPORTER", "none")
+	for _, mode := range []string{certsManaged, certsSecret} {
+		t.Run(mode, func(t *testing.T) {
+			s := served{log: new(lockedBuffer), ended: make(chan error, 1)}
+			flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+			s.config.bind(flags)
+			if err := flags.Parse([]string{"--certs", mode, "--lineage", "off", "--shutdown-delay", "0s",
+				"--webhook-bind-address", freeAddress(t), "--health-probe-bind-address", freeAddress(t), "--metrics-bind-address", freeAddress(t)}); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.config.validate(); err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			go func() { s.ended <- serve(ctx, s.config, s.log) }()
+			s.eventually(t, "up and unready", func() bool {
+				return strings.HasPrefix(s.get(t, s.config.HealthAddress, "/readyz"), "500 not ready: certificate: there is no certificate yet")
+			})
+			if got := s.get(t, s.config.HealthAddress, "/healthz"); got != "200 ok" {
+				t.Errorf("/healthz: %s", got)
+			}
+			if _, err := s.admit(x509.NewCertPool()); err == nil {
+				t.Error("a call succeeds without a certificate")
+			}
+			s.eventually(t, "counting the failed handshake", func() bool {
+				return strings.Contains(s.get(t, s.config.MetricsAddress, "/metrics"), `tracehook_tls_handshake_failures_total{error_type="no_certificate"} 1`)
+			})
+			stop()
+			if err := <-s.ended; err != nil {
+				t.Errorf("ended with %v, want nil; log:\n%s", err, s.log)
+			}
+		})
+	}
 }

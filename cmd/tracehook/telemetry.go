@@ -21,6 +21,9 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/tracehook/tracehook/webhook"
 )
 
 // telemetry is what the rest of the program gets of the OpenTelemetry SDK.
@@ -151,17 +154,20 @@ func (t *telemetry) startMetrics(ctx context.Context, res *resource.Resource, re
 	return nil
 }
 
+// meterName is the instrumentation scope of this program's own metrics.
+const meterName = "github.com/tracehook/tracehook/cmd/tracehook"
+
 // measureCertificate tells until when the certificate is valid that is served now.
-func measureCertificate(provider metric.MeterProvider, get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) error {
-	_, err := provider.Meter("github.com/tracehook/tracehook/cmd/tracehook").Float64ObservableGauge("tracehook.certificate.expiration",
+func measureCertificate(provider metric.MeterProvider, get getCertificate) error {
+	_, err := provider.Meter(meterName).Float64ObservableGauge("tracehook.certificate.expiration",
 		metric.WithUnit("s"),
 		metric.WithDescription("When the serving certificate ends, in seconds since 1970-01-01 UTC."),
 		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
-			certificate, err := get(nil)
-			if err == nil && certificate.Leaf != nil {
+			// Without a certificate there is no such metric: that is for /readyz and the failed handshakes to tell.
+			if certificate, err := get(&tls.ClientHelloInfo{}); err == nil && certificate != nil && certificate.Leaf != nil {
 				o.Observe(float64(certificate.Leaf.NotAfter.Unix()))
 			}
-			return err
+			return nil
 		}))
 	if err != nil {
 		return fmt.Errorf("create the gauge of the certificate: %w", err)
@@ -201,4 +207,26 @@ func newTelemetryErrorLog(log *slog.Logger) func(error) {
 				"error", err, "hint", "check OTEL_EXPORTER_OTLP_ENDPOINT and the Collector")
 		})
 	}
+}
+
+// startProcessTelemetry is startTelemetry for a command that goes on running; flush is for its end.
+func startProcessTelemetry(ctx context.Context, service string, config processConfig, maxSampledRate float64, log *slog.Logger) (_ *telemetry, flush func(), err error) {
+	t, err := startTelemetry(ctx, telemetryOptions{
+		ServiceName:    service,
+		Registry:       ctrlmetrics.Registry,
+		IDs:            webhook.SpanIDs{},
+		MaxSampledRate: maxSampledRate,
+		OnError:        newTelemetryErrorLog(log),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return t, func() {
+		// A deadline of its own: the context that ended must not cost the last spans.
+		ctx, cancel := context.WithTimeout(context.Background(), config.FlushTimeout)
+		defer cancel()
+		if err := t.shutdown(ctx); err != nil {
+			log.Warn("spans or metrics lost at the end", "error", err)
+		}
+	}, nil
 }

@@ -43,6 +43,9 @@ type Options struct {
 	// Controllers adds kube-controller-manager and kube-scheduler. Without them
 	// nothing happens to an object once it is stored.
 	Controllers bool
+	// NoTraces leaves Jaeger, the Collector and everybody's tracing out: for those who
+	// want the machine for something else. JaegerURL and the like are empty then.
+	NoTraces bool
 	// Progress gets one line for each process that is ready. Nil: silence.
 	Progress io.Writer
 }
@@ -61,6 +64,7 @@ type Cluster struct {
 	CollectorGRPC string // 127.0.0.1:P, OTLP over gRPC without TLS
 	CollectorHTTP string // 127.0.0.1:P, OTLP over HTTP without TLS
 	ZPagesURL     string // the Collector's live state, for a browser
+	EtcdURL       string // http://127.0.0.1:P
 
 	binDirs    []string
 	keeper     *keeper
@@ -69,11 +73,11 @@ type Cluster struct {
 	temporary  bool        // Dir is ours to remove
 	ca         *authority
 	jaegerOTLP string
-	etcdURL    string
 	first      *APIServer
 	// With controllers every namespace gets its ServiceAccount `default`, as admission
 	// demands of pods.
 	controllers bool
+	noTraces    bool
 
 	mu         sync.Mutex
 	stopped    bool
@@ -117,11 +121,13 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 
 // start is the order of things. What does not wait for each other starts together.
 func (c *Cluster) start(ctx context.Context) error {
-	if err := c.startJaeger(ctx); err != nil {
-		return err
-	}
-	if err := c.startCollector(ctx); err != nil {
-		return err
+	if !c.noTraces {
+		if err := c.startJaeger(ctx); err != nil {
+			return err
+		}
+		if err := c.startCollector(ctx); err != nil {
+			return err
+		}
 	}
 	if err := c.startEtcd(ctx); err != nil {
 		return err
@@ -174,7 +180,7 @@ func (c *Cluster) stopAll() error {
 func prepare(o Options) (*Cluster, error) {
 	c := &Cluster{
 		Dir: o.Dir, Bin: o.Bin,
-		progress: o.Progress, controllers: o.Controllers,
+		progress: o.Progress, controllers: o.Controllers, noTraces: o.NoTraces,
 		temporary: o.Dir == "",
 		names:     map[string]int{},
 	}
@@ -182,7 +188,7 @@ func prepare(o Options) (*Cluster, error) {
 	if c.progress == nil {
 		c.progress = io.Discard
 	}
-	if err := c.findBinaries(o.Controllers); err != nil {
+	if err := c.findBinaries(o); err != nil {
 		return nil, err
 	}
 	var err error
@@ -233,7 +239,7 @@ func (c *Cluster) makeDir() (err error) {
 }
 
 // findBinaries looks for all programs before the first one runs.
-func (c *Cluster) findBinaries(controllers bool) error {
+func (c *Cluster) findBinaries(o Options) error {
 	if c.Bin == "" {
 		root, err := repository()
 		if err != nil {
@@ -252,8 +258,11 @@ func (c *Cluster) findBinaries(controllers bool) error {
 		}
 		c.binDirs[i] = abs
 	}
-	programs := []string{"jaeger", "otelcol", "etcd", "kube-apiserver", "kubectl"}
-	if controllers {
+	programs := []string{"etcd", "kube-apiserver", "kubectl"}
+	if !o.NoTraces {
+		programs = append([]string{"jaeger", "otelcol"}, programs...)
+	}
+	if o.Controllers {
 		programs = append(programs, "kube-controller-manager", "kube-scheduler")
 	}
 	for _, program := range programs {

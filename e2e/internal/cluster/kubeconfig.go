@@ -20,8 +20,20 @@ import (
 // identified by a client certificate from the cluster's CA. A member of system:masters
 // may do everything; nobody else may do anything that RBAC does not grant.
 func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err error) {
-	path := filepath.Join(c.Dir, "users", strings.NewReplacer(string(filepath.Separator), "_", string(filepath.ListSeparator), "_").Replace(name)+".kubeconfig") // KUBECONFIG is a list
-	return path, c.writeKubeconfig(path, c.first.URL, name, groups)
+	return c.userOf(c.first, name, groups...)
+}
+
+// userOf is User for any of the API servers. Nil: the first.
+func (c *Cluster) userOf(s *APIServer, name string, groups ...string) (kubeconfig string, err error) {
+	if s == nil {
+		s = c.first
+	}
+	file := strings.NewReplacer(string(filepath.Separator), "_", string(filepath.ListSeparator), "_").Replace(name) // KUBECONFIG is a list
+	if s != c.first {
+		file += "." + s.Name
+	}
+	path := c.path("users", file+".kubeconfig")
+	return path, c.writeKubeconfig(path, s.URL, name, groups)
 }
 
 func (c *Cluster) writeKubeconfig(path, server, user string, groups []string) error {

@@ -34,6 +34,9 @@ type APIServer struct {
 // Stop ends this API server alone. Cluster.Stop does so for all.
 func (s *APIServer) Stop() error { return s.process.stop() }
 
+// First is the API server that Start has started.
+func (c *Cluster) First() *APIServer { return c.first }
+
 // running are the API servers that have not been stopped.
 func (c *Cluster) running() []*APIServer {
 	c.mu.Lock()
@@ -79,28 +82,30 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 		return err
 	}
 	client, peer := "http://"+loopback(ports[0]), "http://"+loopback(ports[1])
-	_, err = c.launch(ctx, launch{
-		program: "etcd",
-		args: []string{
-			"--data-dir=" + c.path("etcd"),
-			"--listen-client-urls=" + client,
-			"--advertise-client-urls=" + client,
-			"--listen-peer-urls=" + peer,
-			"--initial-advertise-peer-urls=" + peer,
-			"--initial-cluster=default=" + peer,
-			// Nothing in here is to survive a power cut, and fsync is most of what
-			// etcd waits for.
-			"--unsafe-no-fsync",
-			"--enable-distributed-tracing",
-			"--distributed-tracing-address=" + c.CollectorGRPC,
+	args := []string{
+		"--data-dir=" + c.path("etcd"),
+		"--listen-client-urls=" + client,
+		"--advertise-client-urls=" + client,
+		"--listen-peer-urls=" + peer,
+		"--initial-advertise-peer-urls=" + peer,
+		"--initial-cluster=default=" + peer,
+		// Nothing in here is to survive a power cut, and fsync is most of what
+		// etcd waits for.
+		"--unsafe-no-fsync",
+	}
+	if !c.noTraces {
+		args = append(args, "--enable-distributed-tracing",
+			"--distributed-tracing-address="+c.CollectorGRPC,
 			"--distributed-tracing-service-name=etcd",
 			// Parent-based: a span per call that the API server traces.
-			"--distributed-tracing-sampling-rate=1000000",
-		},
+			"--distributed-tracing-sampling-rate=1000000")
+	}
+	_, err = c.launch(ctx, launch{
+		program: "etcd", args: args,
 		env:   []string{spansSoon},
 		ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, client+"/health") },
 	})
-	c.etcdURL = client
+	c.EtcdURL = client
 	return err
 }
 
@@ -129,10 +134,23 @@ rules:
 - level: Metadata
 `
 
+// APIServerOptions of one more API server.
+type APIServerOptions struct {
+	Args []string // more flags; a flag given here wins
+	// EtcdURL is another way to the cluster's etcd than Cluster.EtcdURL: a proxy's. "":
+	// none.
+	EtcdURL string
+}
+
 // StartAPIServer starts an API server on the cluster's etcd, beside those that run
 // already, and returns when it is ready. All of them share CA, users and ServiceAccount
 // keys.
 func (c *Cluster) StartAPIServer(ctx context.Context) (*APIServer, error) {
+	return c.StartAPIServerWith(ctx, APIServerOptions{})
+}
+
+// StartAPIServerWith is StartAPIServer with flags of one's own.
+func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*APIServer, error) {
 	ports, err := freePorts(1)
 	if err != nil {
 		return nil, err
@@ -163,8 +181,11 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (*APIServer, error) {
 		return nil, fmt.Errorf("make client of %s: %w", s.Name, err)
 	}
 
+	if o.EtcdURL == "" {
+		o.EtcdURL = c.EtcdURL
+	}
 	args := []string{
-		"--etcd-servers=" + c.etcdURL,
+		"--etcd-servers=" + o.EtcdURL,
 		"--bind-address=127.0.0.1",
 		"--secure-port=" + strconv.Itoa(ports[0]),
 		"--tls-cert-file=" + c.path("pki", "serving.crt"),
@@ -180,7 +201,6 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (*APIServer, error) {
 		// complain. No pod runs here that could miss them.
 		"--advertise-address=127.0.0.1",
 		"--endpoint-reconciler-type=none",
-		"--tracing-config-file=" + filepath.Join(dir, "tracing.yaml"),
 		"--audit-policy-file=" + filepath.Join(dir, "audit-policy.yaml"),
 		"--audit-log-path=" + s.AuditLog,
 		"--audit-log-maxsize=0", // no rotation: AuditEvents reads one file
@@ -188,13 +208,16 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (*APIServer, error) {
 		// type ExternalName, and one of these is how it finds the webhook on this
 		// host under its in-cluster name.
 	}
+	if !c.noTraces {
+		args = append(args, "--tracing-config-file="+filepath.Join(dir, "tracing.yaml"))
+	}
 	if !c.controllers {
 		// Nobody makes the ServiceAccount `default` of a namespace, without which
 		// this plugin admits no pod.
 		args = append(args, "--disable-admission-plugins=ServiceAccount")
 	}
 	s.process, err = c.launch(ctx, launch{
-		name: s.Name, program: "kube-apiserver", args: args, env: []string{spansSoon},
+		name: s.Name, program: "kube-apiserver", args: append(args, o.Args...), env: []string{spansSoon},
 		ready: func(ctx context.Context) error {
 			if err := get(ctx, s.client, s.URL+"/readyz"); err != nil {
 				return err

@@ -258,7 +258,7 @@ func TestKubebuilderAssetsAreUsedBeforeBin(t *testing.T) {
 	}
 	t.Setenv("KUBEBUILDER_ASSETS", assets)
 	var c Cluster
-	if err := c.findBinaries(false); err != nil {
+	if err := c.findBinaries(Options{}); err != nil {
 		t.Fatal(err)
 	}
 	for program, want := range map[string]string{"etcd": assets, "jaeger": filepath.Join(root, "bin")} {

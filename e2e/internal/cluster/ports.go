@@ -36,6 +36,9 @@ func freePorts(n int) ([]int, error) {
 	return nil, fmt.Errorf("find %d free ports on 127.0.0.1 from %d to %d: only %d found", n, firstPort, lastPort, len(ports))
 }
 
+// FreePorts is freePorts for programs of a test's own.
+func FreePorts(n int) ([]int, error) { return freePorts(n) }
+
 // isFree looks at both loopback addresses: the API server dials a webhook as
 // "localhost", which may be either. A machine without IPv6 has no ::1, and that is
 // fine.

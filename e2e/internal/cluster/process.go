@@ -188,6 +188,20 @@ func (p *process) stop() error {
 	return p.failure(fmt.Errorf("killed: still there %s after SIGTERM", p.patience))
 }
 
+// kill ends the process as a crash or a power cut would, and returns when it is gone.
+func (p *process) kill() error {
+	if !p.stopping.Swap(true) {
+		select {
+		case <-p.exited:
+			return p.died()
+		default:
+		}
+	}
+	_ = p.cmd.Process.Kill() // an error means that it has just ended
+	<-p.exited
+	return nil
+}
+
 func (p *process) died() *ProcessError {
 	return p.failure(fmt.Errorf("ended by itself: %s", p.cmd.ProcessState))
 }

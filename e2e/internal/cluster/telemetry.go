@@ -96,8 +96,12 @@ func (c *Cluster) startCollector(ctx context.Context) error {
 }
 
 // Env is what a program's environment needs so that its spans come to this cluster's
-// Collector, and soon: OpenTelemetry's default is to hold them for five seconds.
+// Collector, and soon: OpenTelemetry's default is to hold them for five seconds. Where
+// there is no Collector it makes none.
 func (c *Cluster) Env() []string {
+	if c.noTraces {
+		return []string{"OTEL_TRACES_EXPORTER=none"}
+	}
 	return []string{
 		"OTEL_TRACES_EXPORTER=otlp",
 		"OTEL_EXPORTER_OTLP_PROTOCOL=grpc",

@@ -20,26 +20,26 @@ import (
 const (
 	webhookNamespace     = "tracehook-system"
 	webhookConfiguration = "tracehook"
-	serviceAccount       = "system:serviceaccount:" + webhookNamespace + ":tracehook"
 )
 
 // WebhookOptions say how to run `tracehook serve`.
 type WebhookOptions struct {
-	CertDir string   // directory of tls.crt and tls.key
-	Args    []string // more flags; a flag given here wins
-	Env     []string // more environment, on top of Cluster.Env
-	Name    string   // of the log file; "": "tracehook"
-	Port    int      // for admission calls; 0: a free one
+	CertDir   string     // directory of tls.crt and tls.key; "": Args say where certificates come from
+	Args      []string   // more flags; a flag given here wins
+	Env       []string   // more environment, on top of Cluster.Env
+	Name      string     // of the log file; "": "tracehook"
+	Port      int        // for admission calls; 0: a free one
+	APIServer *APIServer // the one it talks to; nil: the first
+	// Unready does not wait until it is ready, only until it answers probes.
+	Unready bool
 }
 
 // Webhook is a running `tracehook serve`.
 type Webhook struct {
+	Program
 	Port       int    // admission calls, TLS, on 127.0.0.1
 	HealthURL  string // base of /healthz and /readyz
 	MetricsURL string // the page itself
-	LogFile    string
-
-	process *process
 }
 
 // StartWebhook starts the built tracehook, exporting to this cluster's Collector, and
@@ -52,50 +52,93 @@ func (c *Cluster) StartWebhook(ctx context.Context, o WebhookOptions) (*Webhook,
 	if o.Port == 0 {
 		o.Port = ports[0]
 	}
-	if o.Name == "" {
-		o.Name = "tracehook"
-	}
-	// To the API server it is the ServiceAccount of the manifests, with no more rights.
-	kubeconfig, err := c.User(serviceAccount, "system:serviceaccounts", "system:serviceaccounts:"+webhookNamespace, "system:authenticated")
-	if err != nil {
-		return nil, err
-	}
 	w := &Webhook{
 		Port:       o.Port,
 		HealthURL:  "http://" + loopback(ports[1]),
 		MetricsURL: "http://" + loopback(ports[2]) + "/metrics",
 	}
-	w.process, err = c.launch(ctx, launch{
-		name: o.Name, program: "tracehook",
-		args: append([]string{
-			"serve",
-			"--webhook-bind-address=" + loopback(o.Port),
-			"--health-probe-bind-address=" + loopback(ports[1]),
-			"--metrics-bind-address=" + loopback(ports[2]),
-			"--webhook-cert-path=" + o.CertDir,
-			"--shutdown-delay=0s", // no load balancer here has to notice first
-		}, o.Args...),
-		env:   append(append(c.Env(), "KUBECONFIG="+kubeconfig), o.Env...),
-		ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, w.HealthURL+"/readyz") },
+	args := []string{
+		"serve",
+		"--webhook-bind-address=" + loopback(o.Port),
+		"--health-probe-bind-address=" + loopback(ports[1]),
+		"--metrics-bind-address=" + loopback(ports[2]),
+		"--shutdown-delay=0s", // no load balancer here has to notice first
+	}
+	if o.CertDir != "" {
+		args = append(args, "--webhook-cert-path="+o.CertDir)
+	}
+	answers := w.HealthURL + "/readyz"
+	if o.Unready {
+		answers = w.HealthURL + "/healthz"
+	}
+	program, err := c.StartTracehook(ctx, TracehookOptions{
+		Args: append(args, o.Args...), Env: o.Env, Name: o.Name, APIServer: o.APIServer,
+		Ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, answers) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	w.LogFile = w.process.logPath
+	w.Program = *program
 	return w, nil
 }
 
-// Stop sends SIGTERM and returns the exit code once the process is gone. An error means
-// that it had ended before, or had to be killed. Cluster.Stop does the same for all.
-func (w *Webhook) Stop() (exitCode int, err error) {
-	err = w.process.stop()
-	return w.process.cmd.ProcessState.ExitCode(), err
+// TracehookOptions say how to run the built tracehook, whatever it is to do.
+type TracehookOptions struct {
+	Args []string
+	Env  []string // more environment, on top of Cluster.Env
+	Name string   // of the log file; "": "tracehook"
+	// ServiceAccount of tracehook-system that it is to the API server, with no more
+	// rights than the manifests give. "": "tracehook".
+	ServiceAccount string
+	APIServer      *APIServer // the one it talks to; nil: the first
+	// Ready is asked until it has no complaint. Nil: nobody waits.
+	Ready func(context.Context) error
+}
+
+// StartTracehook starts the built tracehook.
+func (c *Cluster) StartTracehook(ctx context.Context, o TracehookOptions) (*Program, error) {
+	if o.ServiceAccount == "" {
+		o.ServiceAccount = "tracehook"
+	}
+	kubeconfig, err := c.userOf(o.APIServer, "system:serviceaccount:"+webhookNamespace+":"+o.ServiceAccount,
+		"system:serviceaccounts", "system:serviceaccounts:"+webhookNamespace, "system:authenticated")
+	if err != nil {
+		return nil, err
+	}
+	return c.StartProgram(ctx, ProgramOptions{
+		Program: "tracehook", Name: o.Name, Args: o.Args,
+		Env:   append(append(c.Env(), "KUBECONFIG="+kubeconfig), o.Env...),
+		Ready: o.Ready,
+	})
+}
+
+// InstallOptions say how to install the webhook.
+type InstallOptions struct {
+	Port          int    // where it listens
+	ProofPort     int    // the same for Service tracehook-proof; 0: Port
+	CABundle      []byte // PEM; nil: somebody else's affair
+	FailurePolicy string // "": as shipped, Ignore
+	// Components are names of directories in deploy/components.
+	Components []string
 }
 
 // InstallWebhook applies deploy/overlays/local with the port changed, writes the CA
 // bundle as an operator would, and returns when every API server of the cluster calls
 // the webhook so. Whether the calls succeed is not looked at: that is for tests to say.
 func (c *Cluster) InstallWebhook(ctx context.Context, port int, caBundle []byte) error {
+	return c.InstallWebhookWith(ctx, InstallOptions{Port: port, CABundle: caBundle})
+}
+
+// InstallWebhookWith is InstallWebhook with more to choose.
+func (c *Cluster) InstallWebhookWith(ctx context.Context, o InstallOptions) error {
+	if err := c.ApplyWebhook(ctx, o); err != nil {
+		return err
+	}
+	return c.WaitInForce(ctx)
+}
+
+// ApplyWebhook is InstallWebhookWith for those who do not wait until anybody acts on it.
+func (c *Cluster) ApplyWebhook(ctx context.Context, o InstallOptions) error {
 	root, err := repository()
 	if err != nil {
 		return err
@@ -106,31 +149,59 @@ func (c *Cluster) InstallWebhook(ctx context.Context, port int, caBundle []byte)
 	if err != nil {
 		return fmt.Errorf("write kustomization: %w", err)
 	}
-	overlay, err := filepath.Rel(dir, filepath.Join(root, "deploy", "overlays", "local"))
+	deploy, err := filepath.Rel(dir, filepath.Join(root, "deploy"))
 	if err != nil {
 		return fmt.Errorf("write kustomization: %w", err)
 	}
+	deploy = filepath.ToSlash(deploy)
+	if o.ProofPort == 0 {
+		o.ProofPort = o.Port
+	}
+	if o.FailurePolicy == "" {
+		o.FailurePolicy = "Ignore"
+	}
 	text := fmt.Sprintf(`apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
-resources: [%q]
+resources: [%[1]q]
 patches:
 - target: {kind: Service, name: tracehook}
   patch: '[{"op": "replace", "path": "/spec/ports/0/port", "value": %[2]d}]'
+- target: {kind: Service, name: tracehook-proof}
+  patch: '[{"op": "replace", "path": "/spec", "value": {"type": "ExternalName", "externalName": "localhost", "ports": [{"name": "webhook", "port": %[4]d}]}}]'
 - target: {kind: MutatingWebhookConfiguration, name: tracehook}
   patch: '[{"op": "replace", "path": "/webhooks/0/clientConfig/service/port", "value": %[2]d}]'
-`, filepath.ToSlash(overlay), port)
+- target: {kind: MutatingWebhookConfiguration, name: tracehook-proof}
+  patch: '[{"op": "replace", "path": "/webhooks/0/clientConfig/service/port", "value": %[4]d}]'
+- target: {kind: MutatingWebhookConfiguration, name: tracehook}
+  patch: '[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": %[3]q}]'
+components:
+`, deploy+"/overlays/local", o.Port, o.FailurePolicy, o.ProofPort)
+	for _, component := range o.Components {
+		text += fmt.Sprintf("- %q\n", deploy+"/components/"+component)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write kustomization: %w", err)
 	}
 	if _, err := c.Kubectl(ctx, "apply", "-k", dir); err != nil {
 		return fmt.Errorf("install webhook: %w", err)
 	}
-	return c.SetCABundle(ctx, caBundle)
+	if o.CABundle == nil {
+		return nil
+	}
+	return c.WriteCABundle(ctx, o.CABundle)
 }
 
 // SetCABundle replaces the CA bundle (PEM) of the installed webhook, and nothing else
 // of it, by server-side apply. It returns when every API server of the cluster uses it.
 func (c *Cluster) SetCABundle(ctx context.Context, caBundle []byte) error {
+	if err := c.WriteCABundle(ctx, caBundle); err != nil {
+		return err
+	}
+	return c.WaitInForce(ctx)
+}
+
+// WriteCABundle is SetCABundle for those who do not wait until anybody uses it.
+func (c *Cluster) WriteCABundle(ctx context.Context, caBundle []byte) error {
 	clients, err := kubernetes.NewForConfig(c.RESTConfig)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
@@ -141,6 +212,16 @@ func (c *Cluster) SetCABundle(ctx context.Context, caBundle []byte) error {
 	if _, err := clients.AdmissionregistrationV1().MutatingWebhookConfigurations().
 		Apply(ctx, configuration, metav1.ApplyOptions{FieldManager: "tracehook-e2e-cabundle", Force: true}); err != nil {
 		return fmt.Errorf("write CA bundle: %w", err)
+	}
+	return nil
+}
+
+// WaitInForce returns when every API server of the cluster acts on the webhook
+// configurations and Services that are stored now.
+func (c *Cluster) WaitInForce(ctx context.Context) error {
+	clients, err := kubernetes.NewForConfig(c.RESTConfig)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
 	}
 	if err := c.inForce(ctx, clients); err != nil {
 		return fmt.Errorf("wait until webhook and CA bundle are in force: %w", err)

@@ -1,0 +1,693 @@
+package certs
+
+// Migrations, carried out. In: a plan. Out: each step done, proven and stored, so that the next run goes on after
+// it. Errors: a step that did not succeed; nothing is lost by it, and the same run goes on there.
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	migrateManager = "tracehook-certs-migrate"
+	// DefaultMigrateLifetime is that of a certificate which nobody renews.
+	DefaultMigrateLifetime = 365 * 24 * time.Hour
+)
+
+// MigrateOptions say what to migrate, and with what.
+type MigrateOptions struct {
+	Target Ref
+	Wish   MigrateWish // Now is not looked at
+	// Config is how the cluster is talked to; Clients and Dynamic are made of it.
+	Config  *rest.Config
+	Clients kubernetes.Interface
+	Dynamic dynamic.Interface
+	// APIServers are URLs of all of them. Empty: those behind Service default/kubernetes.
+	APIServers    []string
+	ClusterDomain string        // Empty: DefaultClusterDomain
+	Lifetime      time.Duration // of the new CA and certificate. Zero: DefaultMigrateLifetime
+	// Wait is how long one step may take: for API servers to load a bundle, for a server to read its Secret. Zero: 10 min.
+	Wait time.Duration
+	// Poll is the time between two looks. Zero: 1 s.
+	Poll        time.Duration
+	DialTimeout time.Duration // Zero: 5 s
+	SystemRoots *x509.CertPool
+	// OnStep is called when a step begins, when something is to be told meanwhile, and when it is done.
+	OnStep func(step PlannedStep, meanwhile string)
+	Now    func() time.Time // Required
+}
+
+// Migration is of one target.
+type Migration struct {
+	o         MigrateOptions
+	publisher *Publisher
+}
+
+// NewMigration checks the options.
+func NewMigration(o MigrateOptions) (*Migration, error) {
+	if o.Config == nil || o.Clients == nil || o.Dynamic == nil || o.Now == nil {
+		return nil, errors.New("make a migration: a client or the clock is missing")
+	}
+	for _, secret := range []string{o.Wish.Secret, o.Wish.NewSecret, o.Wish.StateSecret} {
+		if namespace, name, _ := strings.Cut(secret, "/"); secret != "" && (namespace == "" || name == "" || strings.Contains(name, "/")) {
+			return nil, fmt.Errorf("%q is not of the form NAMESPACE/NAME", secret)
+		}
+	}
+	if err := checkWish(o.Wish); err != nil {
+		return nil, err
+	}
+	if o.Lifetime == 0 {
+		o.Lifetime = DefaultMigrateLifetime
+	}
+	if o.Wait == 0 {
+		o.Wait = 10 * time.Minute
+	}
+	if o.Poll == 0 {
+		o.Poll = time.Second
+	}
+	if o.DialTimeout == 0 {
+		o.DialTimeout = defaultDialTimeout
+	}
+	if o.OnStep == nil {
+		o.OnStep = func(PlannedStep, string) {}
+	}
+	publisher, err := NewPublisher(PublisherOptions{Dynamic: o.Dynamic, FieldManager: migrateManager})
+	if err != nil {
+		return nil, err
+	}
+	return &Migration{o: o, publisher: publisher}, nil
+}
+
+// Plan looks and decides; nothing is written. If a run was interrupted it is that run's plan, with what is done.
+// The targets are as they are now.
+func (m *Migration) Plan(ctx context.Context) (MigratePlan, []MigrateTarget, error) {
+	state, sight, err := m.begin(ctx)
+	if err != nil {
+		return MigratePlan{}, sight.Targets, fmt.Errorf("plan migration: %w", err)
+	}
+	return state.Plan, sight.Targets, nil
+}
+
+// begin returns the state to go on from: a stored one that is not at its end, or a new one.
+func (m *Migration) begin(ctx context.Context) (*migrateState, MigrateSight, error) {
+	sight, err := m.look(ctx)
+	if err != nil {
+		return nil, sight, err
+	}
+	state, err := m.load(ctx)
+	if err != nil {
+		return nil, sight, err
+	}
+	if state != nil && state.next() != "" {
+		was, is := state.Wish, m.o.Wish
+		if state.Plan.Target != m.o.Target.String() || was.To != is.To || was.Secret != is.Secret || was.NewSecret != is.NewSecret {
+			return nil, sight, fmt.Errorf("another migration is under way: of %s to %s (Secret %s): go on with its options, or abort it", state.Plan.Target, state.Plan.To, m.o.Wish.StateSecret)
+		}
+		return state, sight, nil
+	}
+	wish := m.o.Wish
+	wish.Now = m.o.Now()
+	fresh := &migrateState{Wish: wish, Begun: wish.Now}
+	if state != nil { // of a migration that is at its end
+		fresh.secret = state.secret
+	}
+	fresh.Plan, err = PlanMigration(sight, wish)
+	return fresh, sight, err
+}
+
+// Run carries the plan out, from the first step that is not done. A step that fails is said; the same call goes
+// on there. It returns the plan with what was done.
+func (m *Migration) Run(ctx context.Context) (MigratePlan, error) {
+	state, sight, err := m.begin(ctx)
+	if err != nil {
+		return MigratePlan{}, fmt.Errorf("plan migration: %w", err)
+	}
+	r := &migrateRun{Migration: m, state: state, targets: sight.Targets}
+	switch {
+	case state.Aborted:
+		return state.Plan, fmt.Errorf("the way back has begun: abort again, which finishes it")
+	case len(state.Plan.Blockers) > 0:
+		return state.Plan, fmt.Errorf("something is in the way: %s", strings.Join(state.Plan.Blockers, "; "))
+	}
+	for state.next() != "" {
+		i := slices.IndexFunc(state.Plan.Steps, func(p PlannedStep) bool { return p.Done == nil })
+		step := &state.Plan.Steps[i]
+		r.step = *step
+		m.o.OnStep(*step, "")
+		done, err := r.take(ctx, step.Step)
+		if err != nil {
+			return state.Plan, fmt.Errorf("step %s: %w", step.Step, err)
+		}
+		done.At = m.o.Now().UTC().Truncate(time.Second)
+		step.Done = &done
+		if err := m.save(ctx, state); err != nil {
+			return state.Plan, fmt.Errorf("step %s: %w", step.Step, err)
+		}
+		m.o.OnStep(*step, "")
+	}
+	// The new pair is where the server reads it; only if that may be the state's Secret it stays.
+	if len(state.Plan.Steps) > 0 && (m.o.Wish.Secret != "" || state.Plan.To != ToIssued) {
+		if err := m.forget(ctx); err != nil {
+			return state.Plan, err
+		}
+	}
+	return state.Plan, nil
+}
+
+// migrateRun is one run.
+type migrateRun struct {
+	*Migration
+	state   *migrateState
+	step    PlannedStep
+	targets []MigrateTarget // as seen last
+}
+
+func (r *migrateRun) say(format string, args ...any) {
+	r.o.OnStep(r.step, fmt.Sprintf(format, args...))
+}
+
+func (r *migrateRun) take(ctx context.Context, step MigrateStep) (StepDone, error) {
+	switch step {
+	case MigrateIssue:
+		return r.issue(ctx)
+	case MigratePublish:
+		return r.publish(ctx)
+	case MigrateProve, MigrateProveAgain:
+		return r.prove(ctx)
+	case MigrateSwitch:
+		return r.switchOver(ctx)
+	case MigrateServed:
+		return r.served(ctx, r.state.data[ServingCA])
+	case MigrateSoak:
+		return r.soak(ctx)
+	case MigrateDrop:
+		return r.drop(ctx)
+	case MigrateTakeOver:
+		return r.takeOver(ctx)
+	case MigrateAudit:
+		return r.audit(ctx)
+	}
+	return StepDone{}, fmt.Errorf("nobody knows it")
+}
+
+// await tries until it succeeds, and says so when what is missing changes.
+func (r *migrateRun) await(ctx context.Context, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, r.o.Wait)
+	defer cancel()
+	said := ""
+	for {
+		err := try(ctx)
+		if err == nil {
+			return nil
+		}
+		if text := err.Error(); text != said && ctx.Err() == nil {
+			said = text
+			r.say("%s", text)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s", context.Cause(ctx), said)
+		case <-time.After(r.o.Poll):
+		}
+	}
+}
+
+// refresh reads and dials the targets anew.
+func (r *migrateRun) refresh(ctx context.Context) error {
+	sight, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	if len(sight.Injectors) > 0 && r.state.Plan.To != ToManaged {
+		return fmt.Errorf("somebody else writes caBundle: %s", strings.Join(sight.Injectors, ", "))
+	}
+	r.targets = sight.Targets
+	return nil
+}
+
+// issue makes the new pair, or takes cert-manager's, and stores it with what was trusted before.
+func (r *migrateRun) issue(ctx context.Context) (StepDone, error) {
+	for _, t := range r.targets {
+		r.state.Before = append(r.state.Before, trustBefore{t.Ref().String(), t.Trust.Bundle})
+	}
+	data := map[string][]byte{}
+	if r.state.Plan.To == ToCertManager {
+		namespace, name := splitSecret(r.o.Wish.NewSecret)
+		secret, err := r.o.Clients.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return StepDone{}, fmt.Errorf("read Secret %s: %w", r.o.Wish.NewSecret, err)
+		}
+		// Its key stays where it is: nobody but its server needs it.
+		data[ServingCA], data[ServingCertificate] = secret.Data[ServingCA], secret.Data[ServingCertificate]
+	} else if err := r.makePair(data); err != nil {
+		return StepDone{}, err
+	}
+	ca, _ := ParseBundle(data[ServingCA])
+	chain, _ := ParseBundle(data[ServingCertificate])
+	if len(ca) == 0 || len(chain) == 0 {
+		return StepDone{}, fmt.Errorf("ca.crt and tls.crt of Secret %s hold no certificate", r.o.Wish.NewSecret)
+	}
+	for _, t := range r.targets {
+		found := Verify(chain, Trust{Bundle: data[ServingCA], APIService: t.Trust.APIService}, t.ServerName, r.o.Now())
+		for _, f := range found {
+			if f.Severity >= Warning {
+				return StepDone{}, fmt.Errorf("the new certificate is not good for %s: %s: %s", t.ServerName, f.Code, f.Message)
+			}
+		}
+	}
+	r.state.data, r.state.CA, r.state.Leaf = data, Fingerprint(ca[0]), Fingerprint(chain[0])
+	return StepDone{Result: fmt.Sprintf("CA %.16s…, certificate %.16s… until %s: no finding as %s",
+		r.state.CA, r.state.Leaf, stamp(chain[0].NotAfter), serverNames(r.targets))}, nil
+}
+
+// makePair leaves the CA's key to the garbage collector.
+func (r *migrateRun) makePair(data map[string][]byte) error {
+	names, ips, err := r.names()
+	if err != nil {
+		return err
+	}
+	now := r.o.Now()
+	ca, err := NewCA(CAOptions{Now: now, Lifetime: r.o.Lifetime})
+	if err != nil {
+		return err
+	}
+	leaf, err := Issue(ca, LeafOptions{Now: now, Lifetime: r.o.Lifetime, Names: names, IPs: ips})
+	if err != nil {
+		return err
+	}
+	var errs [3]error
+	data[ServingCA], errs[0] = ca.CertificatePEM()
+	data[ServingCertificate], errs[1] = leaf.CertificatePEM()
+	data[ServingKey], errs[2] = leaf.KeyPEM()
+	return errors.Join(errs[:]...)
+}
+
+// names are all under which the targets' servers are called.
+func (r *migrateRun) names() (names []string, ips []net.IP, err error) {
+	for _, t := range r.targets {
+		more := []string{t.ServerName}
+		if ip := net.ParseIP(t.ServerName); ip != nil {
+			if !slices.ContainsFunc(ips, ip.Equal) {
+				ips = append(ips, ip)
+			}
+			continue
+		}
+		if t.service != "" {
+			if more, err = ServiceNames(t.namespace, t.service, r.o.ClusterDomain); err != nil {
+				return nil, nil, err
+			}
+		}
+		for _, name := range more {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, ips, nil
+}
+
+func (r *migrateRun) newCA() []*x509.Certificate {
+	ca, _ := ParseBundle(r.state.data[ServingCA])
+	return ca
+}
+
+// publish makes every target that verifies trust the new CA too.
+func (r *migrateRun) publish(ctx context.Context) (StepDone, error) {
+	if err := r.refresh(ctx); err != nil {
+		return StepDone{}, err
+	}
+	return r.write(ctx, func(t MigrateTarget) (BundleChange, error) {
+		if t.Trust.InsecureSkipVerify {
+			return BundleChange{}, nil
+		}
+		return overlap(t, r.newCA(), r.o.Now())
+	})
+}
+
+// write publishes a change per target and reads back. A target without a change is left out.
+func (r *migrateRun) write(ctx context.Context, change func(MigrateTarget) (BundleChange, error)) (StepDone, error) {
+	var results []string
+	for _, t := range r.targets {
+		c, err := change(t)
+		if err != nil {
+			return StepDone{}, fmt.Errorf("change caBundle of %s: %w", t.Ref(), err)
+		}
+		if len(c.Add)+len(c.Drop) == 0 {
+			continue
+		}
+		if _, err := r.publisher.Publish(ctx, t.Ref(), c, r.o.Now()); err != nil {
+			return StepDone{}, err
+		}
+		live, err := r.publisher.Live(ctx, t.Ref())
+		if err != nil {
+			return StepDone{}, err
+		}
+		for _, l := range live {
+			held, _ := ParseBundle(l.Bundle)
+			for _, added := range c.Add {
+				if !slices.ContainsFunc(held, added.Equal) {
+					return StepDone{}, fmt.Errorf("caBundle of %s does not hold what was just written: somebody else writes it", t.Ref())
+				}
+			}
+			var prints []string
+			for _, h := range held {
+				prints = append(prints, fmt.Sprintf("%.16s…", Fingerprint(h)))
+			}
+			results = append(results, fmt.Sprintf("%s of %s holds %s", l.Field, t.Ref(), strings.Join(prints, ", ")))
+		}
+	}
+	return StepDone{Result: strings.Join(results, "; ")}, nil
+}
+
+// prove asks every API server, once per kind of what was published.
+func (r *migrateRun) prove(ctx context.Context) (StepDone, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.o.Wait)
+	defer cancel()
+	namespace, _ := splitSecret(r.o.Wish.StateSecret)
+	var kinds, servers []string
+	done := StepDone{Certainty: Proven}
+	for _, t := range r.targets {
+		if slices.Contains(kinds, t.Kind) {
+			continue
+		}
+		kinds = append(kinds, t.Kind)
+		barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: t.Kind, Namespace: namespace, Now: r.o.Now})
+		if err != nil {
+			return done, err
+		}
+		proof, err := barrier.Prove(ctx, Claim{Generation: fmt.Sprintf("migrate-%d", r.o.Now().UnixNano()), Bundle: r.state.data[ServingCA]})
+		if err != nil {
+			return done, err
+		}
+		done.Certainty = lesser(done.Certainty, proof.Certainty)
+		for _, server := range proof.Servers {
+			if !slices.Contains(servers, server) {
+				servers = append(servers, server)
+			}
+		}
+	}
+	done.Result = "loaded by " + strings.Join(servers, ", ")
+	if len(servers) == 0 {
+		done.Result = "waited: nobody can be asked about " + strings.Join(kinds, ", ")
+	}
+	return done, nil
+}
+
+// lesser is the one that says less.
+func lesser(a, b Certainty) Certainty {
+	order := []Certainty{Assumed, Sampled, Proven}
+	return order[min(slices.Index(order, a), slices.Index(order, b))]
+}
+
+// handedOver is where the operator finds the pair.
+func (r *migrateRun) handedOver() string {
+	if r.state.Plan.To == ToCertManager {
+		return "Secret " + r.o.Wish.NewSecret
+	}
+	return "tls.crt and tls.key of Secret " + r.o.Wish.StateSecret
+}
+
+// switchOver writes the new pair where the server reads it, or says that the operator has to.
+func (r *migrateRun) switchOver(ctx context.Context) (StepDone, error) {
+	if r.o.Wish.Secret == "" {
+		return StepDone{Result: "yours to do: have the server read " + r.handedOver()}, nil
+	}
+	namespace, name := splitSecret(r.o.Wish.Secret)
+	secrets := r.o.Clients.CoreV1().Secrets(namespace)
+	secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return StepDone{}, fmt.Errorf("read Secret %s: %w", r.o.Wish.Secret, err)
+	}
+	if !bytes.Equal(secret.Data[ServingCertificate], r.state.data[ServingCertificate]) {
+		// Stored before it is overwritten: it is the way back.
+		r.state.data[previousCertificate], r.state.data[previousKey], r.state.data[previousCA] = secret.Data[ServingCertificate], secret.Data[ServingKey], secret.Data[ServingCA]
+		if err := r.save(ctx, r.state); err != nil {
+			return StepDone{}, err
+		}
+	}
+	if err := r.writePair(ctx, secret, r.state.data[ServingCertificate], r.state.data[ServingKey], r.state.data[ServingCA]); err != nil {
+		return StepDone{}, err
+	}
+	return StepDone{Result: fmt.Sprintf("Secret %s holds certificate %.16s…", r.o.Wish.Secret, r.state.Leaf)}, nil
+}
+
+// writePair fails if somebody else has written the Secret since it was read.
+func (r *migrateRun) writePair(ctx context.Context, secret *corev1.Secret, certificate, key, ca []byte) error {
+	changed := secret.DeepCopy()
+	if changed.Data == nil {
+		changed.Data = map[string][]byte{}
+	}
+	changed.Data[ServingCertificate], changed.Data[ServingKey] = certificate, key
+	delete(changed.Data, ServingCA)
+	if len(ca) > 0 {
+		changed.Data[ServingCA] = ca
+	}
+	if _, err := r.o.Clients.CoreV1().Secrets(secret.Namespace).Update(ctx, changed, metav1.UpdateOptions{FieldManager: migrateManager}); err != nil {
+		return fmt.Errorf("write Secret %s: %w", r.o.Wish.Secret, err)
+	}
+	return nil
+}
+
+// served waits until every endpoint is accepted under the bundle alone.
+func (r *migrateRun) served(ctx context.Context, bundle []byte) (StepDone, error) {
+	done := StepDone{Certainty: Proven}
+	inARow := 0
+	err := r.await(ctx, func(ctx context.Context) error {
+		if err := r.refresh(ctx); err != nil {
+			return err
+		}
+		if err := notServed(r.targets, bundle, r.o.Now()); err != nil {
+			inARow = 0
+			return err
+		}
+		if named(r.targets) { // nobody knows how many servers there are
+			done.Certainty = Sampled
+			if inARow++; inARow < 3 {
+				return errors.New("served; asked again, as the endpoint is a name")
+			}
+		}
+		return nil
+	})
+	switch {
+	case err != nil && r.o.Wish.Secret == "":
+		return done, fmt.Errorf("%w; yours to do: have the server read %s, then run this again", err, r.handedOver())
+	case err != nil:
+		return done, err
+	}
+	var addresses []string
+	for _, t := range r.targets {
+		for _, i := range t.called() {
+			if !slices.Contains(addresses, t.Endpoints[i].Address) {
+				addresses = append(addresses, t.Endpoints[i].Address)
+			}
+		}
+	}
+	done.Result = "accepted at " + strings.Join(addresses, ", ")
+	return done, nil
+}
+
+// soak counts from the moment when all served it, also when it was interrupted.
+func (r *migrateRun) soak(ctx context.Context) (StepDone, error) {
+	left := r.state.doneAt(MigrateServed).Add(r.state.Wish.Soak + time.Second).Sub(r.o.Now()) // the time is stored in whole seconds
+	select {
+	case <-ctx.Done():
+		return StepDone{}, context.Cause(ctx)
+	case <-time.After(left):
+	}
+	if err := r.stillServed(ctx); err != nil {
+		return StepDone{}, err
+	}
+	return StepDone{Result: "every endpoint still serves it"}, nil
+}
+
+func (r *migrateRun) stillServed(ctx context.Context) error {
+	if err := r.refresh(ctx); err != nil {
+		return err
+	}
+	return notServed(r.targets, r.state.data[ServingCA], r.o.Now())
+}
+
+// drop leaves the new CA alone, and turns verification on, in one update per object.
+func (r *migrateRun) drop(ctx context.Context) (StepDone, error) {
+	if err := r.stillServed(ctx); err != nil {
+		return StepDone{}, err
+	}
+	return r.write(ctx, func(MigrateTarget) (BundleChange, error) {
+		return BundleChange{Add: r.newCA(), Only: true, Verify: true}, nil
+	})
+}
+
+// takeOver is tracehook's Authority until there is nothing left for it to do.
+func (r *migrateRun) takeOver(ctx context.Context) (StepDone, error) {
+	names, _, err := r.names()
+	if err != nil {
+		return StepDone{}, err
+	}
+	namespace, name := splitSecret(r.o.Wish.Secret)
+	ca := DefaultCASecret
+	if name != DefaultServingSecret {
+		ca = name + "-ca"
+	}
+	barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: r.targets[0].Kind, Namespace: namespace, Now: r.o.Now})
+	if err != nil {
+		return StepDone{}, err
+	}
+	publisher, err := NewPublisher(PublisherOptions{Dynamic: r.o.Dynamic}) // the Authority's own name, as it goes on from here
+	if err != nil {
+		return StepDone{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.o.Wait+r.o.Wish.Soak)
+	defer cancel()
+	var last Status
+	settled := false
+	o := AuthorityOptions{Clients: r.o.Clients, Dynamic: r.o.Dynamic, Namespace: namespace, CASecret: ca, ServingSecret: name,
+		Names: names, Publisher: publisher, Prover: barrier, Endpoints: migrateEndpoints{r}, Soak: max(r.o.Wish.Soak, time.Nanosecond),
+		Identity: migrateManager, Now: r.o.Now,
+		OnStep: func(s Status) {
+			if s.Phase != last.Phase || s.Error != "" && s.Error != last.Error {
+				r.say("%s: %s", s.Phase, cmp.Or(s.Error, s.Reason))
+			}
+			last = s
+			if s.Settled && s.Phase == PhaseStable {
+				settled = true
+				cancel()
+			}
+		}}
+	for _, t := range r.targets {
+		o.Targets = append(o.Targets, t.Ref())
+	}
+	authority, err := NewAuthority(o)
+	if err != nil {
+		return StepDone{}, err
+	}
+	if err := authority.Start(ctx); err != nil && !settled {
+		return StepDone{}, err
+	}
+	if !settled {
+		return StepDone{}, fmt.Errorf("not finished: %s: %s", last.Phase, last.Reason)
+	}
+	return StepDone{Result: fmt.Sprintf("phase %s; renewed by itself only while an Authority runs: tracehook serve --certs managed, or tracehook certs authority", last.Phase)}, nil
+}
+
+// migrateEndpoints shakes hands with everybody who meets the certificate.
+type migrateEndpoints struct{ r *migrateRun }
+
+func (e migrateEndpoints) Serve(ctx context.Context, leaf *x509.Certificate) (Certainty, error) {
+	var plain []Target
+	for _, t := range e.r.targets {
+		plain = append(plain, t.Target)
+	}
+	targets, err := e.r.shake(ctx, plain)
+	if err != nil {
+		return "", err
+	}
+	for _, t := range targets {
+		for _, i := range t.called() {
+			if len(t.Chains[i]) == 0 || !t.Chains[i][0].Equal(leaf) {
+				return "", fmt.Errorf("not yet served at %s", t.Endpoints[i].Address)
+			}
+		}
+	}
+	if named(targets) {
+		return Sampled, nil
+	}
+	return Proven, nil
+}
+
+// audit looks at everything once more and watches the counters.
+func (r *migrateRun) audit(ctx context.Context) (StepDone, error) {
+	if err := r.refresh(ctx); err != nil {
+		return StepDone{}, err
+	}
+	before, err := r.counters(ctx)
+	if err != nil {
+		return StepDone{}, err
+	}
+	if err := r.call(ctx); err != nil {
+		return StepDone{}, err
+	}
+	select { // calls of others
+	case <-ctx.Done():
+		return StepDone{}, context.Cause(ctx)
+	case <-time.After(2 * time.Second):
+	}
+	after, err := r.counters(ctx)
+	if err != nil {
+		return StepDone{}, err
+	}
+	if left := MigrateFindings(r.targets); len(left) > 0 {
+		return StepDone{}, fmt.Errorf("findings remain: %s: %s", left[0].Code, left[0].Message)
+	}
+	if moved := after - before; moved > 0 {
+		return StepDone{Result: fmt.Sprintf("no finding; the missing-SAN counters moved by %d meanwhile, for somebody else: see `tracehook certs audit`", moved)}, nil
+	}
+	return StepDone{Result: "no finding; the missing-SAN counters did not move"}, nil
+}
+
+// each visits every API server at its own address.
+func (r *migrateRun) each(ctx context.Context, visit func(apiServer) error) error {
+	asking, err := newAsking(r.o.Config, r.o.APIServers, 0, nil, nil, r.o.Now)
+	if err != nil {
+		return err
+	}
+	servers, _, err := asking.find(ctx)
+	if err != nil {
+		return err
+	}
+	for _, server := range servers {
+		if err := visit(server); err != nil {
+			return fmt.Errorf("API server %s: %w", server.url, err)
+		}
+	}
+	return nil
+}
+
+// counters is the sum of both missing-SAN counters.
+func (r *migrateRun) counters(ctx context.Context) (sum int64, err error) {
+	err = r.each(ctx, func(server apiServer) error {
+		metrics, err := server.clients.CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+		if err != nil {
+			return fmt.Errorf("read its counters: %w", err)
+		}
+		values, err := ReadCounters(metrics)
+		for _, v := range values {
+			if v.Name == WebhookMissingSAN || v.Name == AggregatorMissingSAN {
+				sum += v.Value
+			}
+		}
+		return err
+	})
+	return sum, err
+}
+
+// call makes a request to each APIService; webhooks are called by what others do.
+func (r *migrateRun) call(ctx context.Context) error {
+	for _, t := range r.targets {
+		version, group, _ := strings.Cut(t.Name, ".")
+		if t.Kind != KindAPIService {
+			continue
+		}
+		err := r.each(ctx, func(server apiServer) error {
+			_, err := server.clients.CoreV1().RESTClient().Get().AbsPath("/apis", group, version).DoRaw(ctx)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("call %s: %w", t.Ref(), err)
+		}
+	}
+	return nil
+}

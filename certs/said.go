@@ -1,0 +1,83 @@
+package certs
+
+// What Source and Readiness have to say. In: findings. Out: log records, once per change, and a gauge. Errors: of making the gauge.
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// report remembers what was said.
+type report struct {
+	mu   sync.Mutex
+	text map[string]bool
+}
+
+// tell logs the findings that are new, and when none is left.
+func (r *report) tell(ctx context.Context, log *slog.Logger, subject string, findings []Finding) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	text := map[string]bool{}
+	for _, f := range findings {
+		if f.Severity < Warning {
+			continue
+		}
+		said := string(f.Code) + " " + f.Message
+		if text[said] = true; r.text[said] {
+			continue
+		}
+		level := slog.LevelWarn
+		if f.Severity >= Error {
+			level = slog.LevelError
+		}
+		log.LogAttrs(ctx, level, "a certificate needs attention", slog.String("subject", subject), slog.String("code", string(f.Code)),
+			slog.String("finding", f.Message), slog.String("means", f.Means), slog.String("remedy", f.Remedy))
+	}
+	if len(text) == 0 && len(r.text) > 0 {
+		log.LogAttrs(ctx, slog.LevelInfo, "certificates are well again", slog.String("subject", subject))
+	}
+	r.text = text
+}
+
+// observeFindings is a gauge of how many findings there are now, by code: tracehook.certs.secret.findings, or of the bundle.
+func observeFindings(meter metric.Meter, subject string, findings func() []Finding) error {
+	_, err := meter.Int64ObservableGauge("tracehook.certs."+subject+".findings",
+		metric.WithUnit("{finding}"), metric.WithDescription("What there is to say about the "+subject+" now, by code."),
+		metric.WithInt64Callback(func(_ context.Context, observer metric.Int64Observer) error {
+			count := map[Code]int64{}
+			severity := map[Code]Severity{}
+			for _, f := range findings() {
+				count[f.Code]++
+				severity[f.Code] = max(severity[f.Code], f.Severity)
+			}
+			for code, n := range count {
+				observer.Observe(n, metric.WithAttributes(
+					attribute.String("tracehook.certs.code", string(code)), attribute.String("tracehook.certs.severity", severity[code].String())))
+			}
+			return nil
+		}))
+	if err != nil {
+		return fmt.Errorf("create the gauge of findings: %w", err)
+	}
+	return nil
+}
+
+// everyMinute calls what depends on the wall clock: nothing happens when a certificate expires.
+func everyMinute(ctx context.Context, look func(context.Context)) {
+	ticker := time.NewTicker(time.Minute)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			look(ctx)
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package main
+
+// Where `serve` gets its certificate from, and all that belongs to it: who watches it, who keeps it up to
+// date, and when it will do. Errors: files that cannot be read, no API server configured, wrong options.
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
+
+	"github.com/tracehook/tracehook/certs"
+)
+
+// getCertificate is the standard library's tls.Config.GetCertificate.
+type getCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+
+// task runs until its context ends.
+type task struct {
+	doing string // for its error: "watch the certificate"
+	run   func(context.Context) error
+}
+
+// servingCertificate is a certificate with what belongs to it.
+type servingCertificate struct {
+	get getCertificate
+	// present and trusted are conditions of being ready. Nil: always met.
+	present, trusted func(*http.Request) error
+	// warnings are what deserves a look though calls work.
+	warnings []func() []certs.Finding
+	// watchers live as long as connections are answered.
+	watchers []task
+	// keeper ends when the shutdown begins, so that another process leads at once. Nil: nobody in this process.
+	keeper *task
+	// prove answers those who try the next certificate. Nil: nobody does.
+	prove http.Handler
+}
+
+// newServingCertificate starts nothing yet and asks no API server.
+func newServingCertificate(config serveConfig, telemetry *telemetry, log *slog.Logger) (*servingCertificate, error) {
+	c := &servingCertificate{}
+	if config.Certs == certsManaged || config.Certs == certsSecret {
+		return c, c.fromSecret(config, telemetry, log)
+	}
+	return c, c.fromFiles(config, telemetry, log)
+}
+
+func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry, log *slog.Logger) error {
+	files, err := certwatcher.New(config.certFile(), config.keyFile())
+	if err != nil {
+		return fmt.Errorf("read the serving certificate: %w (`tracehook certs issue` makes one)", err)
+	}
+	c.get = files.GetCertificate
+	c.watchers = append(c.watchers, task{"watch the certificate", files.Start})
+	configurations, err := config.Cluster.configurations()
+	if err != nil || len(configurations) == 0 {
+		return err
+	}
+	cluster, err := connect("--webhook-configuration")
+	if err != nil {
+		return err
+	}
+	return c.compare(config, cluster, configurations, telemetry, log)
+}
+
+func (c *servingCertificate) fromSecret(config serveConfig, telemetry *telemetry, log *slog.Logger) error {
+	cluster, err := connect("--certs " + config.Certs)
+	if err != nil {
+		return err
+	}
+	targets, err := config.Cluster.targets()
+	if err != nil {
+		return err
+	}
+	source, err := certs.NewSecretSource(certs.SourceOptions{
+		Clients: cluster.clients, Namespace: config.Cluster.Namespace, Secret: config.Cluster.ServingSecret,
+		ProofName: config.Cluster.proofName(),
+		Logger:    log, MeterProvider: telemetry.meterProvider,
+	})
+	if err != nil {
+		return err
+	}
+	c.get = source.GetCertificate
+	c.watchers = append(c.watchers, task{"watch the certificate's Secret", source.Start})
+	c.present = func(*http.Request) error {
+		_, err := source.GetCertificate(&tls.ClientHelloInfo{ServerName: config.Cluster.serverName()})
+		return err
+	}
+	c.warnings = append(c.warnings, source.Findings)
+	if config.Cluster.ProofService != "" {
+		c.prove = certs.ProofHandler(source.GetCertificate)
+	}
+	if config.Certs == certsManaged {
+		authority, err := newAuthority(config.Cluster, cluster, telemetry, log)
+		if err != nil {
+			return err
+		}
+		c.keeper = &task{"keep the certificates", authority.Start}
+	}
+	return c.compare(config, cluster, targets, telemetry, log)
+}
+
+// compare makes it a condition of being ready that the live bundles trust the certificate.
+func (c *servingCertificate) compare(config serveConfig, cluster *cluster, configurations []certs.Ref, telemetry *telemetry, log *slog.Logger) error {
+	live, err := certs.NewReadiness(certs.ReadinessOptions{
+		Clients: cluster.clients, Configurations: configurations, GetCertificate: c.get,
+		Logger: log, MeterProvider: telemetry.meterProvider,
+	})
+	if err != nil {
+		return err
+	}
+	c.watchers = append(c.watchers, task{"watch the webhook configurations", live.Start})
+	c.trusted = live.Ready
+	c.warnings = append(c.warnings, live.Findings)
+	return nil
+}
+
+// cluster is a way to an API server.
+type cluster struct {
+	rest    *rest.Config
+	clients kubernetes.Interface
+	dynamic dynamic.Interface
+}
+
+// connect reads KUBECONFIG, a pod's ServiceAccount or ~/.kube/config; nobody is called yet.
+func connect(reason string) (*cluster, error) {
+	config, err := clientconfig.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server for %s: %w", reason, err)
+	}
+	return newCluster(config)
+}
+
+func newCluster(config *rest.Config) (*cluster, error) {
+	c := &cluster{rest: config}
+	var err error
+	if c.clients, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
+	}
+	return c, nil
+}
+
+// newAuthority wires who keeps CA and certificate up to date.
+func newAuthority(config certsConfig, cluster *cluster, telemetry *telemetry, log *slog.Logger) (*certs.Authority, error) {
+	targets, err := config.targets()
+	if err != nil {
+		return nil, err
+	}
+	names, err := config.names()
+	if err != nil {
+		return nil, err
+	}
+	service, port, err := config.service()
+	if err != nil {
+		return nil, err
+	}
+	publisher, err := certs.NewPublisher(certs.PublisherOptions{Dynamic: cluster.dynamic})
+	if err != nil {
+		return nil, err
+	}
+	var prover certs.Prover
+	if config.ProofService != "" && config.ProofConfiguration != "" {
+		prover, err = certs.NewCanary(certs.CanaryOptions{
+			Config: cluster.rest, APIServers: config.APIServers,
+			Namespace: config.Namespace, Configuration: config.ProofConfiguration,
+			Logger: log, MeterProvider: telemetry.meterProvider,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	identity := os.Getenv("POD_NAME")
+	if identity == "" {
+		if identity, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("find the name of this host: %w", err)
+		}
+	}
+	return certs.NewAuthority(certs.AuthorityOptions{
+		Clients: cluster.clients, Namespace: config.Namespace,
+		CASecret: config.CASecret, ServingSecret: config.ServingSecret,
+		Names: names, Targets: targets, Publisher: publisher, Prover: prover,
+		Endpoints:  certs.ServiceEndpoints{Clients: cluster.clients, Namespace: config.Namespace, Service: service, Port: port},
+		CALifetime: config.CALifetime, LeafLifetime: config.LeafLifetime, Soak: config.Soak,
+		Identity:      identity + "_" + rand.Text(), // a restarted container is another candidate
+		LeaseDuration: config.LeaseDuration, RenewDeadline: config.RenewDeadline, RetryPeriod: config.RetryPeriod,
+		Dynamic: cluster.dynamic,
+		Logger:  log, TracerProvider: telemetry.tracerProvider, MeterProvider: telemetry.meterProvider,
+	})
+}

@@ -1,0 +1,94 @@
+package main
+
+// `certs authority`: who keeps CA and certificate up to date, without serving. In: flags, a cluster. Out: Secrets and
+// caBundles, by package certs. Errors: usage (exit 2), or what ended it.
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+// authorityConfig are the flags of `certs authority`.
+type authorityConfig struct {
+	processConfig
+	Cluster certsConfig
+}
+
+func newCertsAuthorityCommand() *cobra.Command {
+	var config authorityConfig
+	cmd := &cobra.Command{
+		Use:   "authority",
+		Short: "Keep the CA and the serving certificate of a cluster up to date",
+		Long: `Make a CA and a serving certificate, publish the CA to the API servers, and renew both
+before they end, one proven step after the other. This is the authority of
+"tracehook serve --certs managed" alone, for servers that run with --certs secret:
+they need no right to read the CA's key then.
+
+Of several that run, the one that holds the Lease tracehook-certs works.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := config.validate(); err != nil {
+				return usageError(err)
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return runAuthority(ctx, config, cmd.ErrOrStderr())
+		},
+	}
+	config.bind(cmd.Flags())
+	config.Cluster.bindServing(cmd.Flags())
+	config.Cluster.bindAuthority(cmd.Flags())
+	return cmd
+}
+
+func (c *authorityConfig) validate() error {
+	return errors.Join(c.processConfig.validate(), c.Cluster.validate())
+}
+
+// runAuthority runs until ctx ends and the Lease is given back.
+func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer) error {
+	log := newLogger(stderr, config.LogLevel, config.LogFormat)
+	cluster, err := connect("the authority")
+	if err != nil {
+		return usageError(err)
+	}
+	telemetry, flush, err := startProcessTelemetry(ctx, "tracehook-certs", config.processConfig, 0, log)
+	if err != nil {
+		return usageError(err)
+	}
+	defer flush()
+	authority, err := newAuthority(config.Cluster, cluster, telemetry, log)
+	if err != nil {
+		return usageError(err)
+	}
+	metrics, err := newMetricsServer(config.processConfig, nil)
+	if err != nil {
+		return usageError(err)
+	}
+
+	// Probes and metrics outlive the work, as in serve.
+	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBeside()
+	group, working := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer stopBeside()
+		return wrap("keep the certificates", authority.Start(working))
+	})
+	group.Go(func() error {
+		return wrap("serve probes", serveProbes(beside, config.HealthAddress, readiness{}))
+	})
+	if metrics != nil {
+		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })
+	}
+	log.Info("keeping certificates", "version", version(), "namespace", config.Cluster.Namespace,
+		"health", config.HealthAddress, "metrics", config.MetricsAddress)
+	err = group.Wait()
+	log.Info("stopped")
+	return err
+}

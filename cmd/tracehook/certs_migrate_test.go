@@ -1,0 +1,72 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tracehook/tracehook/certs"
+)
+
+// What cannot begin ends with exit code 2, before anything is written.
+func TestAMigrationThatCannotBegin(t *testing.T) {
+	const target = "validatingwebhookconfiguration/policy"
+	for _, c := range []struct {
+		name string
+		args []string
+		says string
+	}{
+		{"no target", nil, "accepts 1 arg"},
+		{"a target of no kind", []string{"pod/policy"}, "is none of mutatingwebhookconfiguration"},
+		{"a target that does not exist", []string{target}, "does not exist"},
+		{"no such destination", []string{target, "--to", "vault"}, "none of issued"},
+		{"cert-manager without its Secret", []string{target, "--to", "cert-manager"}, "is missing"},
+		{"a Secret without a namespace", []string{target, "--secret", "serving-cert"}, "NAMESPACE/NAME"},
+		{"both to do it and not to", []string{target, "--apply", "--dry-run"}, "contradict"},
+		{"no such format", []string{target, "-o", "xml"}, "none of table, json, yaml"},
+		{"no cluster", []string{target, "--kubeconfig", "/nowhere/kubeconfig"}, "find the cluster"},
+		{"nothing to take back", []string{target, "--abort"}, "does not exist"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out bytes.Buffer
+			cmd := newCertsMigrateCommand()
+			cmd.SilenceUsage, cmd.SilenceErrors = true, true
+			cmd.SetOut(&out)
+			cmd.SetErr(&out)
+			cmd.SetArgs(append([]string{"--kubeconfig", apiServer(t, nil)}, c.args...))
+			err := cmd.ExecuteContext(context.Background())
+			var exit *exitError
+			if !errors.As(err, &exit) || exit.code != exitUsage || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want exit code %d and %q", err, exitUsage, c.says)
+			}
+			if out.Len() > 0 {
+				t.Errorf("it wrote %q", &out)
+			}
+		})
+	}
+}
+
+func TestStepsAreShownAsTheyAreTaken(t *testing.T) {
+	step := certs.PlannedStep{Step: certs.MigrateServed, Does: "shake hands"}
+	for _, c := range []struct {
+		colour bool
+		want   string
+	}{
+		{false, "\n2/2 served: shake hands\n    not yet served at \ufffd[31m10.0.0.1\n    proven: accepted at 10.0.0.1\n            and 10.0.0.2\n"},
+		{true, "\n2/2 served: shake hands\n    not yet served at \ufffd[31m10.0.0.1\n    \x1b[32mproven\x1b[0m: accepted at 10.0.0.1\n            and 10.0.0.2\n"},
+	} {
+		var out bytes.Buffer
+		p := &migrateProgress{w: &out, colour: c.colour, steps: []certs.PlannedStep{{Step: certs.MigrateSwitch}, step}}
+		p.step(step, "")
+		p.step(step, "not yet served at \x1b[31m10.0.0.1")
+		done := step
+		done.Done = &certs.StepDone{At: time.Now(), Certainty: certs.Proven, Result: "accepted at 10.0.0.1; and 10.0.0.2"}
+		p.step(done, "")
+		if out.String() != c.want {
+			t.Errorf("got %q\nwant %q", &out, c.want)
+		}
+	}
+}

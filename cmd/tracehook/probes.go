@@ -1,0 +1,79 @@
+package main
+
+// Probes. In: checks. Out: /healthz (the process is alive) and /readyz (calls are welcome), with the reason if
+// not, and with what is wrong although they are. Errors: the address cannot be listened on.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tracehook/tracehook/certs"
+)
+
+// check is one condition of being ready; nil means that it is met.
+type check struct {
+	name  string
+	ready func(*http.Request) error
+}
+
+// readiness is what /readyz looks at.
+type readiness struct {
+	// checks are made in this order, up to the first that fails: what comes later would fail for the same reason.
+	checks []check
+	// warnings are what deserves a look though calls work.
+	warnings []func() []certs.Finding
+}
+
+func (p readiness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	status, lines := http.StatusOK, []string{"ok"}
+	for _, c := range p.checks {
+		if c.ready == nil {
+			continue
+		}
+		if err := c.ready(r); err != nil {
+			status, lines = http.StatusInternalServerError, []string{fmt.Sprintf("not ready: %s: %s", c.name, printable(oneLine(err.Error())))}
+			break
+		}
+	}
+	for _, findings := range p.warnings {
+		for _, f := range findings() {
+			line := fmt.Sprintf("%s: %s: %s", f.Severity, f.Code, printable(oneLine(f.Message)))
+			if f.Severity >= certs.Warning && !slices.Contains(lines, line) {
+				lines = append(lines, line)
+			}
+		}
+	}
+	w.WriteHeader(status)
+	fmt.Fprint(w, strings.Join(lines, "\n"))
+}
+
+// serveProbes answers until ctx ends.
+func serveProbes(ctx context.Context, address string, ready http.Handler) error {
+	if address == "0" {
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/healthz", readiness{})
+	mux.Handle("/readyz", ready)
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	probes := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	go func() {
+		<-ctx.Done()
+		_ = probes.Close() // nothing of value is under way here
+	}()
+	if err := probes.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
