@@ -7,10 +7,15 @@ MAKEFLAGS += --no-print-directory
 BIN := $(CURDIR)/bin
 # What `tracehook version` says; without a tag or a repository the binary says "devel".
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+# The commit and its time go into the image and the archives, instead of the time of the build: the same source gives the same bytes.
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# Where image-push publishes.
+REPOSITORY ?= ghcr.io/tracehook/tracehook
 # How long each fuzz target runs.
 FUZZTIME ?= 10s
 # Modules of their own beside the product's.
-MODULES := .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/jaeger
+MODULES := .ci/actionlint .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/jaeger e2e/controlplane/prometheus
 
 export CGO_ENABLED := 0
 
@@ -20,8 +25,18 @@ export CGO_ENABLED := 0
 ##@ Try it
 
 .PHONY: demo
-demo: build controlplane ## One kubectl create, one trace, on a real control plane (KEEP=1: leave it running; OUT=DIR: where the report goes)
+demo: build ## One kubectl create, one trace, on a real control plane (KEEP=1: leave it running; OUT=DIR: where the report goes)
+	@e2e/controlplane/build.sh etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger
 	@go run ./e2e/demo
+
+.PHONY: kind-demo
+kind-demo: build ## The same on a kind cluster whose API server traces (needs docker, kind 0.33 and ko in PATH; CI does not run it)
+	@kind get clusters 2>/dev/null | grep -qx tracehook || kind create cluster --config deploy/kind/cluster.yaml
+	@KO_DOCKER_REPO=kind.local KIND_CLUSTER_NAME=tracehook ko build --base-import-paths --tags demo ./cmd/tracehook
+	@kubectl --context kind-tracehook apply -k deploy/overlays/kind
+	@kubectl --context kind-tracehook -n tracehook-system rollout status --timeout=3m deployment/jaeger deployment/otel-collector deployment/tracehook
+	@OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 OTEL_EXPORTER_OTLP_PROTOCOL=grpc \
+		$(BIN)/tracehook trace --trace-url 'http://localhost:16686/trace/{traceID}' -- kubectl --context kind-tracehook create configmap "hello-$$(date +%s)"
 
 ##@ Build
 
@@ -30,17 +45,34 @@ build: ## Build bin/tracehook
 	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $(BIN)/tracehook ./cmd/tracehook
 
 .PHONY: controlplane
-controlplane: ## Build what is missing of etcd, Kubernetes, Collector and Jaeger (about 12 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
+controlplane: ## Build what is missing of etcd, Kubernetes, Collector, Jaeger and Prometheus (about 14 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
 	@e2e/controlplane/build.sh
 
-.PHONY: otelcol jaeger
-otelcol jaeger: ## Build one of them alone
+.PHONY: otelcol jaeger prometheus promtool
+otelcol jaeger prometheus promtool: ## Build one of them alone
 	@e2e/controlplane/build.sh $@
+
+.PHONY: image
+image: ## Build the image into out/image, an OCI layout, without an engine (BASE_DIGEST=sha256:…: on this base, as a rebuild of a release)
+	@go -C .ci/image run . -source $(CURDIR) -version "$(VERSION)" -revision "$(REVISION)" -base-digest "$(BASE_DIGEST)" \
+		-layout $(CURDIR)/out/image -sboms $(CURDIR)/out/sboms
+
+.PHONY: image-push
+image-push: ## Publish the image to REPOSITORY, on the base of .ko.yaml (the release workflow does)
+	@go -C .ci/image run . -source $(CURDIR) -version "$(VERSION)" -revision "$(REVISION)" -remote-base -push "$(REPOSITORY)" -sboms $(CURDIR)/out/sboms
+
+.PHONY: dist
+dist: ## Build what a release attaches into out/dist: archives, kubectl plugin, krew manifest, checksums (IMAGE=REFERENCE: install.yaml too)
+	@VERSION="$(VERSION)" IMAGE="$(IMAGE)" .ci/dist
+
+.PHONY: manifests
+manifests: ## Render deploy/install.yaml anew
+	@deploy/render.sh
 
 ##@ Check
 
 .PHONY: test
-test: test-unit test-e2e ## All tests: unit, then end to end
+test: test-unit test-e2e ## All tests but test-rotation: unit, then end to end
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector (needs gcc)
@@ -50,7 +82,17 @@ test-unit: ## Unit tests with the race detector (needs gcc)
 .PHONY: test-e2e
 test-e2e: build controlplane ## End-to-end tests: the built binary on a real control plane, pages in real Chromium
 	@echo "==> end-to-end tests, against a real control plane"
-	@go test -count=1 -p 1 -timeout 20m -v ./e2e/...
+	@go test -count=1 -p 1 -timeout 20m -v $$(go list ./e2e/... | grep -v /e2e/rotation)
+
+.PHONY: test-rotation
+test-rotation: build controlplane ## Certificates are replaced under load without a failed request: two API servers, two replicas
+	@echo "==> rotations under load, against a real control plane"
+	@go test -count=1 -timeout 20m -v ./e2e/rotation
+
+.PHONY: test-image
+test-image: ## The image and the release's files: built twice, opened, started (part of test-e2e; needs no control plane)
+	@go -C .ci/image test -count=1 ./...
+	@go test -count=1 -v ./e2e/image
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
@@ -65,8 +107,9 @@ bench: otelcol ## What a call costs, beside a null handler and the usual webhook
 	@if [ -n "$${RECORD:-}" ]; then cp out/bench/table.md e2e/bench/result.md; cp out/bench/plot.svg e2e/bench/result.svg; fi
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint ## Style, likely mistakes, and who may import whom (.golangci.yml)
+lint: $(BIN)/golangci-lint $(BIN)/actionlint ## Style, likely mistakes, who may import whom (.golangci.yml); the workflow files
 	@$(BIN)/golangci-lint run ./...
+	@$(BIN)/actionlint
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## Known vulnerabilities in what we import (asks vuln.go.dev)
@@ -79,10 +122,16 @@ verify: ## Whatever can be generated or tidied is as it should be
 	@for module in $(MODULES); do go -C $$module mod tidy -diff; done
 	@echo "==> the Collector's modules are what builder.yaml gives"
 	@e2e/controlplane/collector/lock.sh --check
+	@echo "==> deploy/install.yaml is what overlays/managed renders"
+	@deploy/render.sh --check
+	@go -C e2e/controlplane/crds mod verify >/dev/null # not in MODULES: nothing is imported there, and tidying would empty it
 
 $(BIN)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
 	@echo "==> building golangci-lint (about 3 min on 2 cores from nothing)"
 	@go -C .ci/tools build -trimpath -ldflags "-s -w" -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(BIN)/actionlint: .ci/actionlint/go.mod .ci/actionlint/go.sum
+	@go -C .ci/actionlint build -trimpath -ldflags "-s -w" -o $@ github.com/rhysd/actionlint/cmd/actionlint
 
 $(BIN)/govulncheck: .ci/tools/go.mod .ci/tools/go.sum
 	@go -C .ci/tools build -trimpath -ldflags "-s -w" -o $@ golang.org/x/vuln/cmd/govulncheck

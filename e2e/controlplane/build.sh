@@ -3,7 +3,7 @@
 #
 #   build.sh [NAME...]     default: all of them
 #
-# In:  go.mod and go.sum here, in jaeger/ and in collector/; collector/builder.yaml.
+# In:  go.mod and go.sum here, in jaeger/, in prometheus/ and in collector/; collector/builder.yaml.
 # Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
 #      program was built from. A program whose stamp is still right is not built again.
 # KUBEBUILDER_ASSETS: what that directory holds of Kubernetes and etcd is used instead and not built.
@@ -13,7 +13,7 @@ export LC_ALL=C
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 bin=${BIN:-$root/bin}
-all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger)
+all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool)
 
 # The version of a module as a go.mod requires it.
 version() { awk -v module="$2" '{ sub(/^(require)?[ \t]+/, "") } $1 == module && NF > 1 { print $2; exit }' "$1/go.mod"; }
@@ -27,7 +27,7 @@ kube_ldflags="-s -w -X $stamp.gitVersion=$kubernetes -X $stamp.gitMajor=$major -
 # describe NAME sets what it takes to build it: the module, the package, flags, the version to show
 # and how long it takes on 2 cores with an empty build cache.
 describe() {
-  ldflags="-s -w"
+  ldflags="-s -w" tags=""
   case $1 in
   etcd)
     module=$here package=go.etcd.io/etcd/server/v3 about="half a minute"
@@ -42,6 +42,11 @@ describe() {
   jaeger)
     module=$here/jaeger package=github.com/jaegertracing/jaeger/cmd/all-in-one about="2 min"
     shown=$(version "$module" github.com/jaegertracing/jaeger) ;;
+  prometheus | promtool)
+    # The tests name their targets themselves; without this tag the SDKs of all clouds are compiled too.
+    module=$here/prometheus package=github.com/prometheus/prometheus/cmd/$1 tags=remove_all_sd about="2 min"
+    shown=$(version "$module" github.com/prometheus/prometheus)
+    ldflags="$ldflags -X github.com/prometheus/common/version.Version=${shown#v}" ;;
   *)
     echo "build.sh: no such program: $1 (there are: ${all[*]})" >&2
     exit 2 ;;
@@ -52,7 +57,7 @@ describe() {
 fingerprint() {
   local files=("$module/go.mod" "$module/go.sum")
   if [[ $1 == otelcol ]]; then files+=("$module/builder.yaml" "$module"/otelcol/go.{mod,sum}); fi
-  { go env GOVERSION GOOS GOARCH; echo "$package $ldflags"; cat "${files[@]}"; } | sha256sum | cut -d' ' -f1
+  { go env GOVERSION GOOS GOARCH; echo "$package $ldflags${tags:+ $tags}"; cat "${files[@]}"; } | sha256sum | cut -d' ' -f1
 }
 
 # compile NAME builds it at BIN/.new/NAME.
@@ -68,7 +73,7 @@ compile() {
     go -C "$module" tool builder --skip-get-modules --skip-compilation --config "$bin/.new/builder.yaml"
     cp "$module"/otelcol/go.{mod,sum} "$dir"
   fi
-  CGO_ENABLED=0 go -C "$dir" build -mod=readonly -trimpath -ldflags "$ldflags" -o "$out" "$package"
+  CGO_ENABLED=0 go -C "$dir" build -mod=readonly -trimpath -tags "$tags" -ldflags "$ldflags" -o "$out" "$package"
 }
 
 # watch PID LOG TITLE says every now and then that PID is still at work, and at what.

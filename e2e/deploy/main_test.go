@@ -1,0 +1,194 @@
+// Package deploy tests what is in deploy/ on a real API server: everything renders, is accepted without a
+// warning, changes nothing when it is applied again, gives the rights that are needed and no others, and goes away again.
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/tracehook/tracehook/e2e/internal/cluster"
+)
+
+const namespace = "tracehook-system"
+
+// shared is the cluster of all tests: real controllers, no nodes, and the custom resource definitions of
+// cert-manager and the Prometheus operator.
+var shared struct {
+	*cluster.Cluster
+	clients *kubernetes.Clientset
+	deploy  string // the directory
+	certDir string // a serving pair, and …
+	bundle  []byte // … the CA that vouches for it
+}
+
+func TestMain(m *testing.M) { os.Exit(runAll(m)) }
+
+func runAll(m *testing.M) (code int) {
+	// What the developer's shell exports must not reach the processes under test.
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		if strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" || name == "TRACESTATE" || name == "KUBECONFIG" {
+			os.Unsetenv(name)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	c, err := cluster.Start(ctx, cluster.Options{Controllers: true, NoTraces: true, Progress: os.Stderr})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() {
+		if err := c.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}()
+	shared.Cluster = c
+	if err := prepare(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+func prepare(ctx context.Context) (err error) {
+	if shared.deploy, err = filepath.Abs("../../deploy"); err != nil {
+		return err
+	}
+	config := rest.CopyConfig(shared.RESTConfig)
+	config.QPS = -1
+	if shared.clients, err = kubernetes.NewForConfig(config); err != nil {
+		return err
+	}
+	definitions, err := definitions(ctx)
+	if err != nil {
+		return err
+	}
+	args := []string{"apply", "--server-side"} // too large for the annotation of a client-side apply
+	for _, file := range definitions {
+		args = append(args, "-f", file)
+	}
+	if _, err := shared.Kubectl(ctx, args...); err != nil {
+		return err
+	}
+	if _, err := shared.Kubectl(ctx, "wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"); err != nil {
+		return err
+	}
+	tracehook, err := shared.Binary("tracehook")
+	if err != nil {
+		return err
+	}
+	shared.certDir = filepath.Join(shared.Dir, "serving-certs")
+	if out, err := exec.CommandContext(ctx, tracehook, "certs", "issue", "--service", namespace+"/tracehook", "--out", shared.certDir).CombinedOutput(); err != nil {
+		return fmt.Errorf("run tracehook certs issue: %w: %s", err, out)
+	}
+	shared.bundle, err = os.ReadFile(filepath.Join(shared.certDir, "ca.crt"))
+	return err
+}
+
+// definitions are the files of cert-manager and the Prometheus operator that define what our manifests use, from their
+// Go modules at the versions that ../controlplane/crds pins.
+func definitions(ctx context.Context) (files []string, err error) {
+	for module, names := range map[string][]string{
+		"github.com/cert-manager/cert-manager": {
+			"deploy/crds/cert-manager.io_certificates.yaml", "deploy/crds/cert-manager.io_issuers.yaml",
+		},
+		"github.com/prometheus-operator/prometheus-operator": {
+			"example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
+			"example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+			"example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+		},
+	} {
+		cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module)
+		cmd.Dir = "../controlplane/crds"
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, fmt.Errorf("fetch %s: %w: %s", module, err, out)
+		}
+		var downloaded struct{ Dir string }
+		if err := json.Unmarshal(out, &downloaded); err != nil {
+			return nil, fmt.Errorf("fetch %s: %w", module, err)
+		}
+		for _, name := range names {
+			files = append(files, filepath.Join(downloaded.Dir, filepath.FromSlash(name)))
+		}
+	}
+	return files, nil
+}
+
+func within(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func mustKubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	// Not the test's context: cleaning up comes after its end.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := shared.Kubectl(ctx, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// kubectlAs runs kubectl as whoever the kubeconfig is for, and returns all that it wrote.
+func kubectlAs(t *testing.T, kubeconfig, stdin string, args ...string) (output string, err error) {
+	t.Helper()
+	path, err := shared.Binary("kubectl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd := exec.CommandContext(within(t, time.Minute), path, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + shared.Dir, "KUBECONFIG=" + kubeconfig}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("run kubectl: %v", err)
+	}
+	return out.String(), err
+}
+
+// eventually asks until there is no complaint, and fails with the last one.
+func eventually(t *testing.T, limit time.Duration, ask func(context.Context) error) {
+	t.Helper()
+	ctx := within(t, limit)
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("after %s: %v", limit, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func write(t *testing.T, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "manifest.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
