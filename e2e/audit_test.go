@@ -28,12 +28,13 @@ import (
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // audit runs the built `tracehook certs audit` and returns what it wrote and its exit code.
 func audit(t *testing.T, kubeconfig string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	cmd := exec.CommandContext(within(t, time.Minute), installed.tracehook, append([]string{"certs", "audit", "--kubeconfig", kubeconfig}, args...)...)
+	cmd := exec.CommandContext(story.Within(t, time.Minute), installed.tracehook, append([]string{"certs", "audit", "--kubeconfig", kubeconfig}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -80,7 +81,7 @@ func found(report certs.AuditReport) map[string][]certs.Code {
 // A cluster with one healthy webhook and several sick servers of every kind: the audit names each
 // culprit, and the hosts that the API server blames in its audit log are among them.
 func TestTheAuditNamesEachCulprit(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	config := rest.CopyConfig(installed.RESTConfig)
 	config.QPS = -1
 	clients, objects := kubernetes.NewForConfigOrDie(config), dynamic.NewForConfigOrDie(config)
@@ -300,7 +301,7 @@ func create(ctx context.Context, t *testing.T, objects dynamic.Interface, resour
 
 // 300 webhook configurations that lead to one server.
 func TestTheAuditOfHundredsOfTargetsTakesSeconds(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	config := rest.CopyConfig(installed.RESTConfig)
 	config.QPS = -1
 	clients := kubernetes.NewForConfigOrDie(config)

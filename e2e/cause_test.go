@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/e2e/internal/copier"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 	"github.com/tracehook/tracehook/webhook/cause"
@@ -59,7 +60,7 @@ func copyOne(t *testing.T, o cause.Options) (namespace, id string, source, copie
 // storedOn waits for an object and returns the trace context on it.
 func storedOn(t *testing.T, namespace, object string) tracestore.Link {
 	t.Helper()
-	ctx := within(t, 30*time.Second)
+	ctx := story.Within(t, 30*time.Second)
 	for {
 		stamp, err := installed.Kubectl(ctx, "-n", namespace, "get", object, "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`)
 		if err == nil {

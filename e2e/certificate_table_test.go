@@ -35,6 +35,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // tableRow is a certificate, what is trusted, and what happened when it was measured.
@@ -135,7 +136,7 @@ func tableRows(t *testing.T, host func(row int) string) []tableRow {
 // For each certificate: the call's result and the delta of all four counters, as measured once,
 // as Verify predicts, and as they are now.
 func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
-	ctx := within(t, 3*time.Minute)
+	ctx := story.Within(t, 3*time.Minute)
 	config := rest.CopyConfig(installed.RESTConfig)
 	config.QPS = -1
 	clients := kubernetes.NewForConfigOrDie(config)
@@ -213,7 +214,7 @@ func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
 
 // The row of the table that only an aggregated API can have, with its opposite.
 func TestAnAPIServiceThatIsNotVerifiedIsCountedForItsCertificate(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	config := rest.CopyConfig(installed.RESTConfig)
 	config.QPS = -1
 	clients, objects := kubernetes.NewForConfigOrDie(config), dynamic.NewForConfigOrDie(config)

@@ -7,13 +7,14 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // The healthy certificate moves no counter but the one of calls; the one without a
 // subject alternative name moves the counter by exactly the calls made. Without
 // this control a zero would prove nothing.
 func TestOnlyACertificateWithoutSANMovesTheCounter(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	count := func(t *testing.T, calls func()) cluster.Counters {
 		t.Helper()
 		before, err := installed.Counters(ctx)

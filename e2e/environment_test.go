@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 
@@ -226,7 +227,7 @@ patches:
 	}
 	mustKubectl(t, "apply", "-k", dir)
 	t.Cleanup(func() { reinstall(t) })
-	if err := installed.SetCABundle(within(t, time.Minute), installed.caBundle); err != nil { // waits until both are in force
+	if err := installed.SetCABundle(story.Within(t, time.Minute), installed.caBundle); err != nil { // waits until both are in force
 		t.Fatal(err)
 	}
 }

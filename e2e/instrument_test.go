@@ -29,6 +29,7 @@ import (
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/denier"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 	"github.com/tracehook/tracehook/webhook"
@@ -72,7 +73,7 @@ webhooks:
 func installDenier(t *testing.T) {
 	t.Helper()
 	certDir := t.TempDir()
-	caBundle, err := certificates.Issue(within(t, time.Minute), installed.tracehook, "denier-system/denier", certDir)
+	caBundle, err := certificates.Issue(story.Within(t, time.Minute), installed.tracehook, "denier-system/denier", certDir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +109,7 @@ func installDenier(t *testing.T) {
 	mustKubectl(t, "apply", "-f", file)
 
 	// In force is what denies and what defaults.
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	for {
 		_, denied := installed.Kubectl(ctx, "-n", "denied", "create", "configmap", "probe", "--from-literal=password=x", "--dry-run=server")
 		defaulted, err := installed.Kubectl(ctx, "-n", "denied", "create", "configmap", "probe", "--dry-run=server", "-o", "yaml")
@@ -200,7 +201,7 @@ func TestSomebodyElsesWebhookIsPartOfTheTraceAndADenialIsNoError(t *testing.T) {
 			}
 		}
 		// From the audit event of the denied request to the span that denied it.
-		event, err := installed.WaitAuditEvent(within(t, 10*time.Second), func(e cluster.AuditEvent) bool {
+		event, err := installed.WaitAuditEvent(story.Within(t, 10*time.Second), func(e cluster.AuditEvent) bool {
 			return e.AuditID == auditID && e.Stage == "ResponseComplete" && e.Verb == "create"
 		})
 		if err != nil {
@@ -221,7 +222,7 @@ func tracedAndDenied(t *testing.T, args ...string) (traceID string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(within(t, time.Minute), installed.tracehook, append([]string{"trace", "--", kubectl}, args...)...)
+	cmd := exec.CommandContext(story.Within(t, time.Minute), installed.tracehook, append([]string{"trace", "--", kubectl}, args...)...)
 	cmd.Env = append(os.Environ(), append(installed.Env(), "KUBECONFIG="+installed.Kubeconfig)...)
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "a password belongs into a Secret") {
@@ -237,7 +238,7 @@ func tracedAndDenied(t *testing.T, args ...string) (traceID string) {
 // exportedAs makes spans of a service and sends them to the cluster's Collector.
 func exportedAs(t *testing.T, service string) trace.TracerProvider {
 	t.Helper()
-	exporter, err := otlptracegrpc.New(within(t, time.Minute), otlptracegrpc.WithEndpoint(installed.CollectorGRPC), otlptracegrpc.WithInsecure())
+	exporter, err := otlptracegrpc.New(story.Within(t, time.Minute), otlptracegrpc.WithEndpoint(installed.CollectorGRPC), otlptracegrpc.WithInsecure())
 	if err != nil {
 		t.Fatal(err)
 	}

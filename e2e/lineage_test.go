@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
@@ -539,7 +540,7 @@ func TestWithoutLineageAPodRemembersItsControllersRequest(t *testing.T) {
 		}
 		return nil
 	})
-	event, err := installed.WaitAuditEvent(within(t, 30*time.Second), func(e cluster.AuditEvent) bool {
+	event, err := installed.WaitAuditEvent(story.Within(t, 30*time.Second), func(e cluster.AuditEvent) bool {
 		return e.Annotations[cluster.WebhookName+"/trace-id"] == traceOfStamp(stamp)
 	})
 	if err != nil {
@@ -553,7 +554,7 @@ func TestWithoutLineageAPodRemembersItsControllersRequest(t *testing.T) {
 // installWithLineage installs another webhook in the place of the shared one.
 func installWithLineage(t *testing.T, lineage string) *cluster.Webhook {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	webhook, err := installed.StartWebhook(ctx, cluster.WebhookOptions{CertDir: installed.certDir, Name: "tracehook-lineage-" + lineage, Args: []string{"--lineage=" + lineage}})
 	if err != nil {
 		t.Fatal(err)
@@ -575,7 +576,7 @@ func leaveOut(t *testing.T, namespace string) {
 	t.Helper()
 	mustKubectl(t, "patch", "mutatingwebhookconfiguration/tracehook", "--type=json", "-p",
 		`[{"op":"add","path":"/webhooks/0/namespaceSelector/matchExpressions/0/values/-","value":"`+namespace+`"}]`)
-	if err := installed.SetCABundle(within(t, time.Minute), installed.caBundle); err != nil { // waits until it is in force
+	if err := installed.SetCABundle(story.Within(t, time.Minute), installed.caBundle); err != nil { // waits until it is in force
 		t.Fatal(err)
 	}
 }

@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
@@ -29,35 +29,7 @@ var installed struct {
 	tracehook string // path of the binary
 }
 
-func TestMain(m *testing.M) { os.Exit(runAll(m)) }
-
-func runAll(m *testing.M) (code int) {
-	// What the developer's shell exports must not reach the processes under test.
-	for _, variable := range os.Environ() {
-		name, _, _ := strings.Cut(variable, "=")
-		if strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" || name == "TRACESTATE" || name == "KUBECONFIG" {
-			os.Unsetenv(name)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Options{Controllers: true, Progress: os.Stderr})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
-	if err := install(ctx, c); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(story.Run(m, cluster.Options{Controllers: true}, install)) }
 
 func install(ctx context.Context, c *cluster.Cluster) (err error) {
 	installed.Cluster = c
@@ -86,13 +58,6 @@ func reinstall(t *testing.T) {
 	}
 }
 
-func within(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 var printedTraceID = regexp.MustCompile(`(?m)^trace id: ([0-9a-f]{32})$`)
 
 // traced runs `tracehook trace -- kubectl args…` and returns the trace's id and what kubectl wrote.
@@ -102,7 +67,7 @@ func traced(t *testing.T, kubeconfig string, args ...string) (traceID, stdout, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(within(t, time.Minute), installed.tracehook, append([]string{"trace", "--", kubectl}, args...)...)
+	cmd := exec.CommandContext(story.Within(t, time.Minute), installed.tracehook, append([]string{"trace", "--", kubectl}, args...)...)
 	cmd.Env = append(os.Environ(), append(installed.Env(), "KUBECONFIG="+kubeconfig)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -120,7 +85,7 @@ func traced(t *testing.T, kubeconfig string, args ...string) (traceID, stdout, s
 func wantTrace(t *testing.T, id string, want tree.Want) tracestore.Trace {
 	t.Helper()
 	client := tracestore.Client{BaseURL: installed.JaegerURL}
-	trace, err := client.Wait(within(t, 30*time.Second), id, func(got tracestore.Trace) error { return tree.Match(got, want) })
+	trace, err := client.Wait(story.Within(t, 30*time.Second), id, func(got tracestore.Trace) error { return tree.Match(got, want) })
 	if err != nil {
 		t.Fatalf("trace %s after 30s: %v", id, err)
 	}
@@ -129,12 +94,5 @@ func wantTrace(t *testing.T, id string, want tree.Want) tracestore.Trace {
 
 func mustKubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	// Not the test's context: cleaning up comes after its end.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	out, err := installed.Kubectl(ctx, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return story.Kubectl(t, installed.Cluster, args...)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
@@ -171,7 +172,7 @@ func TestADryRunIsTracedAndStoresNothing(t *testing.T) {
 	wantTrace(t, id, tree.Want{Name: "kubectl create", Children: []tree.Want{
 		{Name: "POST /mutate", Service: "tracehook", Descendant: true, Attributes: map[string]any{"admission.request.dry_run": true}},
 	}})
-	if _, err := installed.Kubectl(within(t, time.Minute), "get", "configmap/dry"); err == nil {
+	if _, err := installed.Kubectl(story.Within(t, time.Minute), "get", "configmap/dry"); err == nil {
 		t.Error("the dry run has stored the object")
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
@@ -192,7 +193,7 @@ spec:
 	mustKubectl(t, "patch", "mutatingwebhookconfiguration/tracehook", "--type=json", "-p",
 		`[{"op":"add","path":"/webhooks/0/rules/-","value":{"operations":["CREATE","UPDATE"],"apiGroups":["example.org"],"apiVersions":["*"],"resources":["widgets"]}}]`)
 	t.Cleanup(func() { reinstall(t) })
-	if err := installed.SetCABundle(within(t, time.Minute), installed.caBundle); err != nil { // waits until the rule is in force
+	if err := installed.SetCABundle(story.Within(t, time.Minute), installed.caBundle); err != nil { // waits until the rule is in force
 		t.Fatal(err)
 	}
 	const widget = `
@@ -213,7 +214,7 @@ spec: {big: 9007199254740993, nested: {a: [1, 2.5, null, {b: ""}]}}
 // Another webhook changes the object after us, so the API server calls us a second
 // time in the same request: the stamp stays the first call's.
 func TestAReinvocationDoesNotStampAnew(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	dir := t.TempDir()
 	bundle, err := certificates.Issue(ctx, installed.tracehook, "tracehook-system/tracehook-other", dir)
 	if err != nil {
@@ -283,7 +284,7 @@ spec: {type: ExternalName, externalName: localhost, ports: [{port: %[1]d}]}
 func TestTheAuditEventNamesTheTraceAndTheTraceTheAuditEvent(t *testing.T) {
 	id, _, _ := traced(t, installed.Kubeconfig, "create", "configmap", "audited")
 	t.Cleanup(func() { mustKubectl(t, "delete", "configmap/audited") })
-	event, err := installed.WaitAuditEvent(within(t, 30*time.Second), func(e cluster.AuditEvent) bool {
+	event, err := installed.WaitAuditEvent(story.Within(t, 30*time.Second), func(e cluster.AuditEvent) bool {
 		return e.Annotations[cluster.WebhookName+"/trace-id"] == id
 	})
 	if err != nil {

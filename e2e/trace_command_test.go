@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
@@ -41,7 +42,7 @@ func wantEmpty(t *testing.T, dir string) {
 // were made for it are gone afterwards.
 func TestAWatchStreamsThroughTheTraceAndEndsWithASignal(t *testing.T) {
 	temporary := t.TempDir()
-	cmd := traceCommand(within(t, time.Minute), t, temporary, "get", "configmaps", "--watch", "--field-selector=metadata.name=watched", "-o", "name")
+	cmd := traceCommand(story.Within(t, time.Minute), t, temporary, "get", "configmaps", "--watch", "--field-selector=metadata.name=watched", "-o", "name")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +100,7 @@ func TestAWatchStreamsThroughTheTraceAndEndsWithASignal(t *testing.T) {
 // command line is nobody else's.
 func TestTheCommandsExitCodeAndOutputPassAndItsArgumentsStayPrivate(t *testing.T) {
 	temporary := t.TempDir()
-	cmd := traceCommand(within(t, time.Minute), t, temporary, "create", "configmap", "private", "--from-literal=password=hunter2", "--dry-run=server", "-o", "name")
+	cmd := traceCommand(story.Within(t, time.Minute), t, temporary, "create", "configmap", "private", "--from-literal=password=hunter2", "--dry-run=server", "-o", "name")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -121,7 +122,7 @@ func TestTheCommandsExitCodeAndOutputPassAndItsArgumentsStayPrivate(t *testing.T
 		}
 	}
 
-	failing := traceCommand(within(t, time.Minute), t, temporary, "get", "configmap/there-is-none")
+	failing := traceCommand(story.Within(t, time.Minute), t, temporary, "get", "configmap/there-is-none")
 	out, err := failing.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "NotFound") {

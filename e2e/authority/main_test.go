@@ -23,28 +23,16 @@ import (
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 var shared *cluster.Cluster
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Options{Progress: os.Stderr})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
-	shared = c
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(story.Run(m, cluster.Options{NoTraces: true}, func(_ context.Context, c *cluster.Cluster) error {
+		shared = c
+		return nil
+	}))
 }
 
 // clock goes as fast as others do, and jumps.

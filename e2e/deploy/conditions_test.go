@@ -11,12 +11,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // serve runs a tracehook and installs it from overlays/local, with components.
 func serve(t *testing.T, components ...string) *cluster.Webhook {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	webhook, err := shared.StartWebhook(ctx, cluster.WebhookOptions{CertDir: shared.certDir, Args: []string{"--stamp=always"}})
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +33,7 @@ func base64Bundle() string { return base64.StdEncoding.EncodeToString(shared.bun
 
 func lead(t *testing.T, port int, components ...string) {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	t.Cleanup(func() { uninstall(t, kustomization(t, "overlays/local", components...)) })
 	if err := shared.InstallWebhookWith(ctx, cluster.InstallOptions{Port: port, Components: components}); err != nil {
 		t.Fatal(err)

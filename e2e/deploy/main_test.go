@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 const namespace = "tracehook-system"
@@ -33,38 +34,12 @@ var shared struct {
 	bundle  []byte // … the CA that vouches for it
 }
 
-func TestMain(m *testing.M) { os.Exit(runAll(m)) }
-
-func runAll(m *testing.M) (code int) {
-	// What the developer's shell exports must not reach the processes under test.
-	for _, variable := range os.Environ() {
-		name, _, _ := strings.Cut(variable, "=")
-		if strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" || name == "TRACESTATE" || name == "KUBECONFIG" {
-			os.Unsetenv(name)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Options{Controllers: true, NoTraces: true, Progress: os.Stderr})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
-	shared.Cluster = c
-	if err := prepare(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(story.Run(m, cluster.Options{Controllers: true, NoTraces: true}, prepare))
 }
 
-func prepare(ctx context.Context) (err error) {
+func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
+	shared.Cluster = c
 	if shared.deploy, err = filepath.Abs("../../deploy"); err != nil {
 		return err
 	}
@@ -129,23 +104,9 @@ func definitions(ctx context.Context) (files []string, err error) {
 	return files, nil
 }
 
-func within(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 func mustKubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	// Not the test's context: cleaning up comes after its end.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	out, err := shared.Kubectl(ctx, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return story.Kubectl(t, shared.Cluster, args...)
 }
 
 // kubectlAs runs kubectl as whoever the kubeconfig is for, and returns all that it wrote.
@@ -156,7 +117,7 @@ func kubectlAs(t *testing.T, kubeconfig, stdin string, args ...string) (output s
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	cmd := exec.CommandContext(within(t, time.Minute), path, args...)
+	cmd := exec.CommandContext(story.Within(t, time.Minute), path, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + shared.Dir, "KUBECONFIG=" + kubeconfig}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
 	err = cmd.Run()
@@ -170,7 +131,7 @@ func kubectlAs(t *testing.T, kubeconfig, stdin string, args ...string) (output s
 // eventually asks until there is no complaint, and fails with the last one.
 func eventually(t *testing.T, limit time.Duration, ask func(context.Context) error) {
 	t.Helper()
-	ctx := within(t, limit)
+	ctx := story.Within(t, limit)
 	for {
 		err := ask(ctx)
 		if err == nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // The shipped binary, as the shipped ServiceAccounts, from nothing to stamped objects: whatever right were missing, this
@@ -18,7 +19,7 @@ import (
 func TestTracehookMakesItsOwnCertificatesWithTheRightsOfItsServiceAccounts(t *testing.T) {
 	for _, way := range []string{"certs-managed", "certs-authority"} {
 		t.Run(way, func(t *testing.T) {
-			ctx := within(t, 90*time.Second)
+			ctx := story.Within(t, 90*time.Second)
 			apply := kustomization(t, "overlays/local", way)
 			t.Cleanup(func() {
 				uninstall(t, apply)

@@ -11,6 +11,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -125,6 +126,10 @@ func TestEachServiceAccountHasTheRightsThatItNeedsAndNoOthers(t *testing.T) {
 			}, slices.Concat(lineage, theSecrets, bundles[:1], []string{leases})},
 			{"default", nil, slices.Concat(lineage, authority)},
 		}},
+		{[]string{"certs-managed", "monitoring", "monitoring/secure"}, []account{
+			{"tracehook", slices.Concat(lineage, authority, []string{"create tokenreviews.authentication.k8s.io", "create subjectaccessreviews.authorization.k8s.io"}),
+				[]string{"get /metrics", "get secrets/tracehook-metrics-reader tracehook-system"}},
+		}},
 		{[]string{"certs-authority"}, []account{
 			{"tracehook", slices.Concat(lineage, readiness, []string{"get,list,watch secrets/tracehook-certs tracehook-system"}),
 				slices.Concat(bundles, apiServers, []string{leases, "create,update,patch,delete secrets/tracehook-certs tracehook-system", theSecrets[0]})},
@@ -159,6 +164,34 @@ func TestEachServiceAccountHasTheRightsThatItNeedsAndNoOthers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Prometheus finds its token where the ServiceMonitor says, and the token is good for nothing else.
+func TestTheTokenForMetricsReadsMetricsAndNothingElse(t *testing.T) {
+	install(t, kustomization(t, "base", "certs-managed", "monitoring", "monitoring/secure"))
+	secret := mustKubectl(t, "-n", namespace, "get", "servicemonitor/tracehook", "-o", "jsonpath={.spec.endpoints[0].authorization.credentials.name}")
+	key := mustKubectl(t, "-n", namespace, "get", "servicemonitor/tracehook", "-o", "jsonpath={.spec.endpoints[0].authorization.credentials.key}")
+	config := rest.AnonymousClientConfig(shared.RESTConfig)
+	config.QPS = -1
+	eventually(t, 10*time.Second, func(ctx context.Context) error { // until the real controller has put it in
+		found, err := shared.clients.CoreV1().Secrets(namespace).Get(ctx, secret, metav1.GetOptions{})
+		if err == nil && len(found.Data[key]) == 0 {
+			err = fmt.Errorf("Secret %s has no %q yet", secret, key)
+		}
+		if err == nil {
+			config.BearerToken = string(found.Data[key])
+		}
+		return err
+	})
+	clients := kubernetes.NewForConfigOrDie(config)
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
+		return clients.RESTClient().Get().AbsPath("/metrics").Do(ctx).Error()
+	})
+	for _, right := range slices.Concat(never, lineage, authority) {
+		if _, allowed, err := may(t.Context(), clients, right); err != nil || len(allowed) > 0 {
+			t.Errorf("it may %s of %q (%v)", allowed, right, err)
+		}
 	}
 }
 

@@ -3,6 +3,9 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // node is a node whose pods are processes: it runs a tracehook for each of our pods that the real scheduler
@@ -25,7 +29,8 @@ type node struct {
 
 	mu      sync.Mutex
 	pods    map[string]*cluster.Webhook // by name; nil: starting or stopping
-	started int
+	drained map[string]int              // by name: calls that a pod had answered when it was told to stop
+	crashed bool
 }
 
 const nodeName = "processes"
@@ -33,7 +38,7 @@ const nodeName = "processes"
 // startNode adds the node until the test is over.
 func startNode(t *testing.T, balancer *cluster.Balancer) *node {
 	t.Helper()
-	n := &node{T: t, balancer: balancer, pods: map[string]*cluster.Webhook{}}
+	n := &node{T: t, balancer: balancer, pods: map[string]*cluster.Webhook{}, drained: map[string]int{}}
 	plenty := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100"), corev1.ResourceMemory: resource.MustParse("100Gi"), corev1.ResourcePods: resource.MustParse("100")}
 	if _, err := shared.clients.CoreV1().Nodes().Create(t.Context(), &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: nodeName},
@@ -54,11 +59,11 @@ func startNode(t *testing.T, balancer *cluster.Balancer) *node {
 		}
 	})
 	t.Cleanup(func() {
+		defer loop.Wait()
+		defer cancel()
 		// Whatever else is deleted at the end of the test still goes through this node.
 		mustKubectl(t, "-n", namespace, "delete", "deployment/tracehook")
 		eventuallyAtTheEnd(t, n.empty)
-		cancel()
-		loop.Wait()
 		mustKubectl(t, "delete", "node", nodeName)
 	})
 	return n
@@ -76,7 +81,6 @@ func (n *node) look(ctx context.Context) error {
 		switch {
 		case !known:
 			n.pods[pod.Name] = nil
-			n.started++
 			go n.start(pod)
 		case pod.DeletionTimestamp != nil && process != nil:
 			n.pods[pod.Name] = nil
@@ -102,23 +106,36 @@ func (n *node) start(pod corev1.Pod) {
 	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()})
 	for {
 		_, err := shared.clients.CoreV1().Pods(namespace).UpdateStatus(ctx, &pod, metav1.UpdateOptions{})
-		if !apierrors.IsConflict(err) {
-			if err != nil {
-				n.Errorf("node: report %s: %v", pod.Name, err)
+		if apierrors.IsConflict(err) {
+			var newer *corev1.Pod
+			if newer, err = shared.clients.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{}); err == nil {
+				pod.ResourceVersion = newer.ResourceVersion
+				continue
 			}
-			return
 		}
-		newer, err := shared.clients.CoreV1().Pods(namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-		if err != nil {
+		switch {
+		case apierrors.IsNotFound(err): // an earlier test's, which was bound while it was being deleted
+			_, _ = process.Stop()
+			n.mu.Lock()
+			delete(n.pods, pod.Name)
+			n.lead(ctx)
+			n.mu.Unlock()
+		case err != nil:
 			n.Errorf("node: report %s: %v", pod.Name, err)
-			return
 		}
-		pod.ResourceVersion = newer.ResourceVersion
+		return
 	}
 }
 
 func (n *node) stop(pod corev1.Pod, process *cluster.Webhook) {
-	if code, err := process.Stop(); code != 0 || err != nil {
+	n.mu.Lock()
+	crashed := n.crashed
+	n.mu.Unlock()
+	answered := 0
+	if !crashed {
+		answered = n.answered(process)
+	}
+	if code, err := process.Stop(); (code != 0 || err != nil) && !crashed {
 		n.Errorf("node: pod %s ended with code %d: %v", pod.Name, code, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -129,7 +146,46 @@ func (n *node) stop(pod corev1.Pod, process *cluster.Webhook) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.pods, pod.Name)
+	n.drained[pod.Name] = answered
 	n.lead(ctx)
+}
+
+// answered is how many calls a process says that it has answered.
+func (n *node) answered(process *cluster.Webhook) (calls int) {
+	resp, err := http.Get(process.MetricsURL)
+	if err != nil {
+		n.Errorf("node: %v", err)
+		return 0
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		n.Errorf("node: %v", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "tracehook_admission_duration_seconds_count{") {
+			var count int
+			if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' '):], &count); err != nil {
+				n.Errorf("node: %s: %v", line, err)
+			}
+			calls += count
+		}
+	}
+	return calls
+}
+
+// crash ends all processes with kill -9; their pods do not notice.
+func (n *node) crash() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.crashed = true
+	for name, process := range n.pods {
+		if process == nil {
+			n.Errorf("node: pod %s is not running", name)
+		} else if err := process.Kill(); err != nil {
+			n.Errorf("node: %v", err)
+		}
+	}
 }
 
 // lead tells the balancer who is there; who of them is ready it asks for itself.
@@ -141,6 +197,24 @@ func (n *node) lead(ctx context.Context) {
 		}
 	}
 	n.balancer.Lead(ctx, running...)
+}
+
+func (n *node) running() (pods []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, process := range n.pods {
+		if process != nil {
+			pods = append(pods, name)
+		}
+	}
+	return pods
+}
+
+func (n *node) gone(pod string) (answered int, yes bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	answered, yes = n.drained[pod]
+	return answered, yes
 }
 
 func (n *node) empty() error {
@@ -175,7 +249,7 @@ func TestTheDeploymentRollsOverWithoutAFailedOrAnUnstampedCreate(t *testing.T) {
 	}
 	t.Cleanup(balancer.Close)
 	n := startNode(t, balancer)
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	available := func(ctx context.Context) error {
 		d, err := shared.clients.AppsV1().Deployments(namespace).Get(ctx, "tracehook", metav1.GetOptions{})
 		if err != nil {
@@ -188,6 +262,7 @@ func TestTheDeploymentRollsOverWithoutAFailedOrAnUnstampedCreate(t *testing.T) {
 		return nil
 	}
 	eventually(t, time.Minute, available)
+	old := n.running()
 
 	lead(t, balancer.Port) // the Deployment stays: overlays/local only does not have it
 	through := map[string]*rest.Config{"kube-apiserver": shared.RESTConfig}
@@ -200,8 +275,11 @@ func TestTheDeploymentRollsOverWithoutAFailedOrAnUnstampedCreate(t *testing.T) {
 	}
 	mustKubectl(t, "-n", namespace, "rollout", "restart", "deployment/tracehook")
 	eventually(t, time.Minute, func(ctx context.Context) error {
-		if n.replaced() < 4 {
-			return fmt.Errorf("%d of 4 pods were started", n.replaced())
+		// A Deployment has rolled over when its old pods are told to go; their processes serve on for a moment.
+		for _, name := range old {
+			if _, gone := n.gone(name); !gone {
+				return fmt.Errorf("pod %s of %q is still there", name, old)
+			}
 		}
 		return available(ctx)
 	})
@@ -213,13 +291,24 @@ func TestTheDeploymentRollsOverWithoutAFailedOrAnUnstampedCreate(t *testing.T) {
 	if result.Failures > 0 || result.Requests < 200 {
 		t.Errorf("want no failure of hundreds: %s", result)
 	}
-	if n.replaced() != 4 {
-		t.Errorf("%d pods were started, want 4", n.replaced())
+	for _, name := range old {
+		if answered, _ := n.gone(name); answered == 0 {
+			t.Errorf("of the old pods %q, %s had answered no call: its end shows nothing", old, name)
+		}
 	}
-}
 
-func (n *node) replaced() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.started
+	// The same load notices when processes go without a word.
+	if running, err = load.Start(ctx, load.Options{Through: through, Every: 20 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if err := running.Await(ctx, 20); err != nil {
+		t.Fatal(err)
+	}
+	n.crash()
+	if err := running.Await(ctx, 20); err != nil {
+		t.Fatal(err)
+	}
+	if result := running.Stop(); result.Failures == 0 {
+		t.Errorf("nobody noticed that both processes were killed: %s", result)
+	}
 }

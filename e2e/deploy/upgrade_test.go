@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// testdata/previous.yaml is what the release before this one installed (its files with a certificate by hand, rendered).
+// testdata/previous.yaml is overlays/files of the release before this one, rendered; as long as there is none, an earlier state of it.
 func TestAnUpgradeKeepsTheBundleAndTheDeployment(t *testing.T) {
 	mustKubectl(t, "apply", "-f", filepath.Join(shared.deploy, "base", "namespace.yaml"))
 	t.Cleanup(func() {

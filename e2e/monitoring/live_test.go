@@ -21,6 +21,7 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // notHere are the metrics that rules or dashboard ask for and that nobody exports here.
@@ -30,7 +31,7 @@ var notHere = map[string]string{
 }
 
 // objects give the API server something to count: a matchCondition that cannot be evaluated, and an aggregated API
-// that nobody serves. And Prometheus is somebody who may read /metrics and nothing else.
+// that nobody serves.
 const objects = `
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration
@@ -48,26 +49,11 @@ apiVersion: apiregistration.k8s.io/v1
 kind: APIService
 metadata: {name: v1.nowhere.example.com}
 spec: {group: nowhere.example.com, version: v1, groupPriorityMinimum: 100, versionPriority: 100, insecureSkipTLSVerify: true, service: {namespace: default, name: nowhere}}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: prometheus, namespace: default}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: prometheus}
-rules: [{nonResourceURLs: [/metrics], verbs: [get]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: prometheus}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: prometheus}
-subjects: [{kind: ServiceAccount, namespace: default, name: prometheus}]
 `
 
 // One story, since each act needs what the one before has left behind.
 func TestARealPrometheusKnowsWhatRulesAndDashboardAskFor(t *testing.T) {
-	ctx := within(t, 5*time.Minute)
+	ctx := story.Within(t, 5*time.Minute)
 	c, err := cluster.Start(ctx, cluster.Options{Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
@@ -420,10 +406,10 @@ func (s *stage) everyday() {
 	}
 }
 
-// token is of a ServiceAccount that may read /metrics.
+// token is of the ServiceAccount as which Prometheus comes with monitoring/secure.
 func (s *stage) token() string {
 	s.t.Helper()
-	request, err := s.clients.CoreV1().ServiceAccounts("default").CreateToken(s.ctx, "prometheus", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	request, err := s.clients.CoreV1().ServiceAccounts("tracehook-system").CreateToken(s.ctx, "tracehook-metrics-reader", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -4,7 +4,6 @@
 package monitoring
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -15,27 +14,16 @@ import (
 	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // component is the directory under test.
 const component = "../../deploy/components/monitoring"
 
 func TestMain(m *testing.M) {
-	// What the developer's shell exports must not reach the processes under test.
-	for _, variable := range os.Environ() {
-		name, _, _ := strings.Cut(variable, "=")
-		if strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" || name == "TRACESTATE" || name == "KUBECONFIG" {
-			os.Unsetenv(name)
-		}
-	}
+	story.Unexport()
 	os.Exit(m.Run())
-}
-
-func within(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // rule is an alert, as the tests look at it.
@@ -93,7 +81,7 @@ func run(t *testing.T, program string, args ...string) (output string, err error
 		if path, err = filepath.Abs(path); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.CommandContext(within(t, time.Minute), path, args...).CombinedOutput()
+		out, err := exec.CommandContext(story.Within(t, time.Minute), path, args...).CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("%s %s: %w", program, strings.Join(args, " "), err)
 		}

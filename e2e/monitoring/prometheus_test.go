@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 type prometheus struct{ url string }
@@ -67,7 +68,7 @@ func startPrometheus(t *testing.T, c *cluster.Cluster, token string, scrapes []s
 		t.Fatal(err)
 	}
 	p := &prometheus{url: fmt.Sprintf("http://127.0.0.1:%d", ports[0])}
-	_, err = c.StartProgram(within(t, 2*time.Minute), cluster.ProgramOptions{
+	_, err = c.StartProgram(story.Within(t, 2*time.Minute), cluster.ProgramOptions{
 		Program: "prometheus",
 		Args: []string{
 			"--config.file=" + filepath.Join(dir, "prometheus.yaml"),
@@ -136,7 +137,7 @@ func (p *prometheus) query(t *testing.T, expr string) ([]map[string]string, erro
 		ResultType string
 		Result     json.RawMessage
 	}
-	if err := p.get(within(t, 10*time.Second), "query", url.Values{"query": {expr}}, &found); err != nil {
+	if err := p.get(story.Within(t, 10*time.Second), "query", url.Values{"query": {expr}}, &found); err != nil {
 		return nil, err
 	}
 	var series []struct{ Metric map[string]string }
@@ -182,7 +183,7 @@ func (n *node) UnmarshalJSON(data []byte) error {
 func (p *prometheus) selectors(t *testing.T, expr string) []*node {
 	t.Helper()
 	var root node
-	if err := p.get(within(t, 10*time.Second), "parse_query", url.Values{"query": {expr}}, &root); err != nil {
+	if err := p.get(story.Within(t, 10*time.Second), "parse_query", url.Values{"query": {expr}}, &root); err != nil {
 		t.Fatalf("%s: %v", expr, err)
 	}
 	var found []*node
@@ -207,7 +208,7 @@ type firing struct {
 // waitAlert calls again and again until the alert fires, with all these labels.
 func (p *prometheus) waitAlert(t *testing.T, labels map[string]string, again func()) firing {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	for {
 		again()
 		var found struct{ Alerts []firing }

@@ -5,16 +5,15 @@ package mtls
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // shared is what all tests use.
@@ -23,56 +22,20 @@ var shared struct {
 	tracehook string // path of the binary
 }
 
-func TestMain(m *testing.M) { os.Exit(runAll(m)) }
+func TestMain(m *testing.M) { os.Exit(story.Run(m, cluster.Options{NoTraces: true}, prepare)) }
 
-func runAll(m *testing.M) (code int) {
-	for _, variable := range os.Environ() {
-		name, _, _ := strings.Cut(variable, "=")
-		if strings.HasPrefix(name, "OTEL_") || name == "KUBECONFIG" || name == "POD_NAMESPACE" {
-			os.Unsetenv(name)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Options{NoTraces: true, Progress: os.Stderr})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
+func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	shared.Cluster = c
 	if shared.tracehook, err = c.Binary("tracehook"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
-	if _, err := c.Kubectl(ctx, "create", "namespace", "tracehook-system"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
-
-func within(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
+	_, err = c.Kubectl(ctx, "create", "namespace", "tracehook-system")
+	return err
 }
 
 func mustKubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // not the test's: cleaning up comes after its end
-	defer cancel()
-	out, err := shared.Kubectl(ctx, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return story.Kubectl(t, shared.Cluster, args...)
 }
 
 // apply stores manifests, and removes them at the end of the test.
@@ -89,7 +52,7 @@ func apply(t *testing.T, manifests string) {
 // run runs the built tracehook as a member of system:masters.
 func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	cmd := exec.CommandContext(within(t, 2*time.Minute), shared.tracehook, args...)
+	cmd := exec.CommandContext(story.Within(t, 2*time.Minute), shared.tracehook, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+shared.Kubeconfig)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // clientName is the name that deploy/components/mtls accepts.
@@ -97,7 +98,7 @@ func TestWithClientCertificatesOnlyTheRightAPIServerIsAnswered(t *testing.T) {
 
 	// The API servers: the first one shows nothing, the second one what the shipped files say, but for two hosts.
 	clients := newClientPKI(t)
-	second, err := shared.StartAPIServerWith(within(t, time.Minute), cluster.APIServerOptions{Args: []string{
+	second, err := shared.StartAPIServerWith(story.Within(t, time.Minute), cluster.APIServerOptions{Args: []string{
 		"--admission-control-config-file=" + clients.configuration(t, port)}})
 	if err != nil {
 		t.Fatal(err)
@@ -107,12 +108,12 @@ func TestWithClientCertificatesOnlyTheRightAPIServerIsAnswered(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := shared.WaitInForce(within(t, time.Minute)); err != nil {
+	if err := shared.WaitInForce(story.Within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	start := func(mode, caFile string) *cluster.Webhook {
 		t.Helper()
-		w, err := shared.StartWebhook(within(t, time.Minute), cluster.WebhookOptions{CertDir: pki, Port: port, Name: "tracehook-" + mode,
+		w, err := shared.StartWebhook(story.Within(t, time.Minute), cluster.WebhookOptions{CertDir: pki, Port: port, Name: "tracehook-" + mode,
 			Args: []string{"--lineage=off", "--client-ca-file=" + caFile, "--client-name=" + clientName, "--client-auth=" + mode}})
 		if err != nil {
 			t.Fatal(err)

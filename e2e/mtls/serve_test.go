@@ -16,6 +16,7 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 const metricsRights = `
@@ -52,7 +53,7 @@ func TestMetricsAreForThoseWhoMayReadThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := shared.StartWebhook(within(t, time.Minute), cluster.WebhookOptions{CertDir: pki, Name: "tracehook-metrics",
+	w, err := shared.StartWebhook(story.Within(t, time.Minute), cluster.WebhookOptions{CertDir: pki, Name: "tracehook-metrics",
 		Args: []string{"--lineage=off", "--metrics-secure", "--metrics-auth"}})
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +97,7 @@ metadata: {namespace: tracehook-system, name: serving-test}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: serving-test}
 subjects: [{kind: ServiceAccount, namespace: tracehook-system, name: tracehook}]
 `)
-	w, err := shared.StartWebhook(within(t, time.Minute), cluster.WebhookOptions{Unready: true, Name: "tracehook-secret",
+	w, err := shared.StartWebhook(story.Within(t, time.Minute), cluster.WebhookOptions{Unready: true, Name: "tracehook-secret",
 		Args: []string{"--lineage=off", "--certs=secret", "--serving-secret=" + secret, "--webhook-configuration=nothing-of-that-name"}})
 	if err != nil {
 		t.Fatal(err)
@@ -151,11 +152,11 @@ func TestManagedGoesFromNothingToReadyAndRotatesWhenAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := ports[0]
-	if err := shared.InstallWebhookWith(within(t, time.Minute), cluster.InstallOptions{Port: port, FailurePolicy: "Fail", Components: []string{"certs-managed"}}); err != nil {
+	if err := shared.InstallWebhookWith(story.Within(t, time.Minute), cluster.InstallOptions{Port: port, FailurePolicy: "Fail", Components: []string{"certs-managed"}}); err != nil {
 		t.Fatal(err)
 	}
 	trusted := newClientPKI(t).trusted // so that all metrics are there
-	w, err := shared.StartWebhook(within(t, 2*time.Minute), cluster.WebhookOptions{Port: port, Name: "tracehook-managed", Args: []string{
+	w, err := shared.StartWebhook(story.Within(t, 2*time.Minute), cluster.WebhookOptions{Port: port, Name: "tracehook-managed", Args: []string{
 		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", port), "--apiserver=" + shared.First().URL, "--rotation-soak=1s",
 		"--client-ca-file=" + trusted}})
 	if err != nil {

@@ -19,12 +19,13 @@ import (
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // Whatever somebody makes of the Secret: the last good pair keeps serving, everybody is
 // told, and whoever leads repairs it. Nobody leads at first, or there would be nothing to see.
 func TestABrokenSecretFailsNoRequest(t *testing.T) {
-	ctx := within(t, 5*time.Minute)
+	ctx := story.Within(t, 5*time.Minute)
 	d := deploy(ctx, t, "certs-authority")
 	other := t.TempDir()
 	issue(ctx, t, other)
@@ -228,7 +229,7 @@ func pause(ctx context.Context, t *testing.T, until string) {
 // refuse until they hear of the next one. What can be done is to put it back at once, to say so, and to
 // leave what else somebody has written in it.
 func TestAWipedBundleIsPutBackAtOnce(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	d := deploy(ctx, t, "certs-managed")
 	foreign := issue(ctx, t, t.TempDir())
 	for _, test := range []struct {
@@ -275,7 +276,7 @@ func TestAWipedBundleIsPutBackAtOnce(t *testing.T) {
 
 // With nobody to put it back: that calls fail now is a reason not to be ready, told everywhere.
 func TestABundleThatNobodyPutsBackIsTold(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	d := deploy(ctx, t, "certs-authority")
 	before, logged := d.look(ctx, t), d.logged(t)
 	d.stopAuthorities(t)
@@ -303,7 +304,7 @@ func TestABundleThatNobodyPutsBackIsTold(t *testing.T) {
 
 // The clock of a machine cannot be moved in a test; lifetimes can be short. Nobody asks for anything here.
 func TestRenewalsByTheClockFailNoRequest(t *testing.T) {
-	ctx := within(t, 4*time.Minute)
+	ctx := story.Within(t, 4*time.Minute)
 	d := deploy(ctx, t, "certs-managed", "--leaf-lifetime=30s", "--ca-lifetime=60s")
 	leaves, cas := map[string]bool{}, map[string]bool{}
 	underLoad(ctx, t, d.front, cut, 3000, func(ctx context.Context, _ *load.Load) {

@@ -18,6 +18,7 @@ import (
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // lag is far more than anybody would wait without looking.
@@ -27,7 +28,7 @@ const lag = 1500 * time.Millisecond
 // server learns everything a good second late. By hand and with a short wait it fails. The Authority waits for
 // the proof.
 func TestAnAPIServerThatLagsBehindIsWaitedFor(t *testing.T) {
-	ctx := within(t, 4*time.Minute)
+	ctx := story.Within(t, 4*time.Minute)
 	delay := startDelay(t, shared.EtcdURL)
 	late, err := shared.StartAPIServerWith(ctx, cluster.APIServerOptions{EtcdURL: delay.url})
 	if err != nil {

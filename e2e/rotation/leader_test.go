@@ -18,13 +18,14 @@ import (
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // Authorities are processes beside the replicas here, so that the one that is killed
 // takes no call with it: a call under way in a process that is killed is lost, whatever
 // certificates do.
 func TestWhoeverLeadsMayBeKilledInAnyPhase(t *testing.T) {
-	ctx := within(t, 6*time.Minute)
+	ctx := story.Within(t, 6*time.Minute)
 	d := deploy(ctx, t, "certs-authority")
 	for _, phase := range certs.Phases()[2:] {
 		t.Run(string(phase), func(t *testing.T) {
@@ -53,7 +54,7 @@ func TestWhoeverLeadsMayBeKilledInAnyPhase(t *testing.T) {
 // What an Authority knows is in two Secrets, which it cannot write at once. It is killed when it has written the
 // first and is refused the second.
 func TestWhoeverLeadsMayBeKilledBetweenTwoWrites(t *testing.T) {
-	ctx := within(t, 6*time.Minute)
+	ctx := story.Within(t, 6*time.Minute)
 	d := deploy(ctx, t, "certs-authority")
 	for _, phase := range append(certs.Phases()[2:], certs.PhaseStable) {
 		t.Run(string(phase), func(t *testing.T) {
@@ -76,7 +77,7 @@ func TestWhoeverLeadsMayBeKilledBetweenTwoWrites(t *testing.T) {
 
 // A leader that stands still, loses its Lease and goes on later does not know that it leads no longer.
 func TestALeaderThatSleptDoesNoHarm(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := story.Within(t, 2*time.Minute)
 	d := deploy(ctx, t, "certs-authority")
 	for _, phase := range []certs.Phase{certs.PhasePublished, certs.PhaseProven} {
 		t.Run(string(phase), func(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // shared is the cluster of all tests.
@@ -27,48 +27,19 @@ var shared struct {
 	tracehook string // path of the binary
 }
 
-func TestMain(m *testing.M) { os.Exit(runAll(m)) }
+func TestMain(m *testing.M) { os.Exit(story.Run(m, cluster.Options{NoTraces: true}, prepare)) }
 
-func runAll(m *testing.M) (code int) {
-	// What the developer's shell exports must not reach the processes under test.
-	for _, variable := range os.Environ() {
-		name, _, _ := strings.Cut(variable, "=")
-		if strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" || name == "TRACESTATE" || name == "KUBECONFIG" {
-			os.Unsetenv(name)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Options{NoTraces: true, Progress: os.Stderr})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
+func prepare(ctx context.Context, c *cluster.Cluster) error {
 	second, err := c.StartAPIServer(ctx)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
 	shared.Cluster, shared.servers = c, []*cluster.APIServer{c.First(), second}
 	if shared.tracehook, err = c.Binary("tracehook"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
-	shared.clients = kubernetes.NewForConfigOrDie(c.RESTConfig)
-	return m.Run()
-}
-
-func within(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
+	shared.clients, err = kubernetes.NewForConfig(c.RESTConfig)
+	return err
 }
 
 // progress tells whoever waits what is being done.

@@ -11,12 +11,13 @@ import (
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // The control: what most systems do, one after the other, and what it costs. If this
 // does not fail, no zero of the other tests is worth anything.
 func TestTheUsualOrderFails(t *testing.T) {
-	ctx := within(t, 3*time.Minute)
+	ctx := story.Within(t, 3*time.Minute)
 	dir := t.TempDir()
 	bundle := issue(ctx, t, dir)
 	var replicas []*cluster.Webhook

@@ -8,10 +8,11 @@ import (
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/load"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 func TestRotationsFailNoRequest(t *testing.T) {
-	ctx := within(t, 6*time.Minute)
+	ctx := story.Within(t, 6*time.Minute)
 	d := deploy(ctx, t, "certs-managed")
 
 	// A leaf from the same CA, or a CA with a leaf; what was replaced is trusted no longer.
@@ -81,7 +82,7 @@ func TestRotationsFailNoRequest(t *testing.T) {
 
 // Both replicas, the leader among them, are restarted as a rollout does it, while a CA is replaced.
 func TestARolloutDuringARolloverFailsNoRequest(t *testing.T) {
-	ctx := within(t, 3*time.Minute)
+	ctx := story.Within(t, 3*time.Minute)
 	// Longer than the balancer takes to notice.
 	d := deploy(ctx, t, "certs-managed", "--shutdown-delay=500ms")
 	before := d.look(ctx, t)

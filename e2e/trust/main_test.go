@@ -28,6 +28,7 @@ import (
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 const (
@@ -47,36 +48,10 @@ var shared struct {
 	certificate atomic.Pointer[func(*tls.ClientHelloInfo) (*tls.Certificate, error)]
 }
 
-func TestMain(m *testing.M) { os.Exit(runAll(m)) }
+func TestMain(m *testing.M) { os.Exit(story.Run(m, cluster.Options{NoTraces: true}, prepare)) }
 
-func runAll(m *testing.M) (code int) {
-	for _, variable := range os.Environ() { // of the developer's shell
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "OTEL_") || name == "KUBECONFIG" {
-			os.Unsetenv(name)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Options{NoTraces: true, Progress: os.Stderr})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
+func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	shared.Cluster = c
-	if err := prepare(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
-
-func prepare(ctx context.Context) (err error) {
 	if shared.second, err = shared.StartAPIServer(ctx); err != nil {
 		return err
 	}
@@ -134,13 +109,6 @@ func serving(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) {
 }
 
 func both() []string { return []string{shared.First().URL, shared.second.URL} }
-
-func within(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
-}
 
 // right is a rule of RBAC in one line.
 func right(group, resource, verbs string, names ...string) rbacv1.PolicyRule {
@@ -225,7 +193,7 @@ func must[T any](value T, err error) func(*testing.T) T {
 // eventually waits for something that a watch brings.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	for !ok() {
 		select {
 		case <-ctx.Done():

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // fixed serves one certificate under all names.
@@ -64,7 +65,7 @@ func canary(t *testing.T, config *rest.Config, servers ...string) *certs.Canary 
 // hearing ends ctx when a prover logs something: a proof that does not come about would go on for ever.
 func hearing(t *testing.T, ends func(text string) bool) (context.Context, *slog.Logger) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(within(t, time.Minute))
+	ctx, cancel := context.WithCancel(story.Within(t, time.Minute))
 	return ctx, slog.New(slog.NewTextHandler(ear(func(text string) {
 		if ends(text) {
 			cancel()
@@ -88,7 +89,7 @@ func TestACanaryProvesThatEveryAPIServerTrustsTheNextLeaf(t *testing.T) {
 	leaf, nextLeaf := leafOf(t, old, proofName), leafOf(t, next, proofName)
 	serving(fixed(nextLeaf))
 	prover := canary(t, config, both()...)
-	prove := func(claim certs.Claim) (certs.Proof, error) { return prover.Prove(within(t, time.Minute), claim) }
+	prove := func(claim certs.Claim) (certs.Proof, error) { return prover.Prove(story.Within(t, time.Minute), claim) }
 	// refused: no proof comes about, and the error has these words of each of the API servers.
 	refused := func(t *testing.T, words string, claim certs.Claim) {
 		t.Helper()
@@ -135,7 +136,7 @@ func TestACanaryProvesThatEveryAPIServerTrustsTheNextLeaf(t *testing.T) {
 		must(p.Prove(ctx, claim))(t)
 	})
 	t.Run("one API server is stopped", func(t *testing.T) {
-		third := must(shared.StartAPIServer(within(t, time.Minute)))(t)
+		third := must(shared.StartAPIServer(story.Within(t, time.Minute)))(t)
 		if err := third.Stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +169,7 @@ func blames(t *testing.T, err error, words string, servers ...string) {
 
 func TestAPIServersAreFoundByTheirEndpointsAndCountedByTheirLeases(t *testing.T) {
 	installProof(t)
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	ca := newCA(t)
 	leaf := leafOf(t, ca, proofName)
 	serving(fixed(leaf))
@@ -214,7 +215,7 @@ func TestAPIServersAreFoundByTheirEndpointsAndCountedByTheirLeases(t *testing.T)
 		{"the Leases count as many API servers as there are endpoints, or fewer", rich, certs.Proven},
 		{"nobody may count", poor, certs.Sampled},
 	} {
-		proof, err := canary(t, lead(who.config)).Prove(within(t, time.Minute), claim)
+		proof, err := canary(t, lead(who.config)).Prove(story.Within(t, time.Minute), claim)
 		if err != nil || proof.Certainty != who.certainty || strings.Join(proof.Servers, " ") != strings.Join(want, " ") {
 			t.Errorf("%s: %+v, %v", who.name, proof, err)
 		}
@@ -229,7 +230,7 @@ func TestAPIServersAreFoundByTheirEndpointsAndCountedByTheirLeases(t *testing.T)
 			Spec:       coordinationv1.LeaseSpec{HolderIdentity: new(name), LeaseDurationSeconds: new(int32(3600)), RenewTime: new(metav1.NowMicro())},
 		}, metav1.CreateOptions{}))(t)
 	}
-	proof, err := canary(t, lead(rich)).Prove(within(t, time.Minute), claim)
+	proof, err := canary(t, lead(rich)).Prove(story.Within(t, time.Minute), claim)
 	if err != nil || proof.Certainty != certs.Sampled || len(proof.Servers) != 1 {
 		t.Errorf("behind a load balancer: %+v, %v", proof, err)
 	}
@@ -251,7 +252,7 @@ func TestABarrierProvesThatEveryAPIServerHasLoadedWhatWasPublished(t *testing.T)
 				return len(must(shared.any.Resource(resource).List(t.Context(), metav1.ListOptions{LabelSelector: "barrier.tracehook.dev"}))(t).Items)
 			}
 			prover := mustBarrier(t, kind, config)
-			proof, err := prover.Prove(within(t, time.Minute), certs.Claim{Generation: "b1"})
+			proof, err := prover.Prove(story.Within(t, time.Minute), certs.Claim{Generation: "b1"})
 			if err != nil || proof.Certainty != certs.Proven || !slices.Equal(proof.Servers, both()) {
 				t.Fatalf("%+v, %v", proof, err)
 			}
@@ -296,7 +297,7 @@ func TestAfterAProofTheNextCallIsMadeWithWhatWasPublished(t *testing.T) {
 		"barrier-validating": {certs.KindValidating, validating, mustBarrier(t, certs.KindValidating, shared.RESTConfig)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx := within(t, time.Minute)
+			ctx := story.Within(t, time.Minute)
 			ref := certs.Ref{Kind: test.kind, Name: "called-" + name}
 			hook := webhooks(t, test.kind, ref.Name, "called.example.org")
 			w := hook.Object["webhooks"].([]any)[0].(map[string]any)

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 var (
@@ -112,7 +113,7 @@ func adding(pairs ...certs.KeyPair) (change certs.BundleChange) {
 }
 
 func TestPublishingWritesTheBundleAndOwnsNothingElse(t *testing.T) {
-	ctx, now := within(t, time.Minute), time.Now()
+	ctx, now := story.Within(t, time.Minute), time.Now()
 	old, next := named(t, "old"), named(t, "next")
 	for _, kind := range []struct {
 		kind     string
@@ -134,7 +135,7 @@ func TestPublishingWritesTheBundleAndOwnsNothingElse(t *testing.T) {
 		t.Run(kind.kind, func(t *testing.T) {
 			apply(t, kind.resource, kind.object)
 			t.Cleanup(func() { // an APIService without a server makes others wait
-				_ = shared.any.Resource(kind.resource).Delete(within(t, time.Minute), kind.object.GetName(), metav1.DeleteOptions{})
+				_ = shared.any.Resource(kind.resource).Delete(story.Within(t, time.Minute), kind.object.GetName(), metav1.DeleteOptions{})
 			})
 			ref := must(certs.ParseRef(kind.kind + "/" + kind.object.GetName()))(t)
 			p := publisher(t, "publisher-"+strings.ToLower(kind.kind), right(kind.resource.Group, kind.resource.Resource, "get patch", kind.object.GetName()))
@@ -192,7 +193,7 @@ func TestPublishingWritesTheBundleAndOwnsNothingElse(t *testing.T) {
 }
 
 func TestPublishingToOneWebhookLeavesTheOthersBundlesWhereTheyAre(t *testing.T) {
-	ctx, now := within(t, time.Minute), time.Now()
+	ctx, now := story.Within(t, time.Minute), time.Now()
 	apply(t, mutating, webhooks(t, certs.KindMutating, "one-by-one", "a.example.org", "b.example.org", "c.example.org"))
 	p := publisher(t, "publisher-one-by-one", right(mutating.Group, mutating.Resource, "get patch", "one-by-one"))
 	whole := certs.Ref{Kind: certs.KindMutating, Name: "one-by-one"}
@@ -206,7 +207,7 @@ func TestPublishingToOneWebhookLeavesTheOthersBundlesWhereTheyAre(t *testing.T) 
 }
 
 func TestConcurrentWritersOfOneBundleLoseNothing(t *testing.T) {
-	ctx, now := within(t, time.Minute), time.Now()
+	ctx, now := story.Within(t, time.Minute), time.Now()
 	apply(t, validating, webhooks(t, certs.KindValidating, "contested", "a.example.org"))
 	p := publisher(t, "publisher-contested", right(validating.Group, validating.Resource, "get patch", "contested"))
 	ref := certs.Ref{Kind: certs.KindValidating, Name: "contested"}
@@ -228,7 +229,7 @@ func TestConcurrentWritersOfOneBundleLoseNothing(t *testing.T) {
 }
 
 func TestAnAPIServiceBecomesVerifiedInOneUpdateAndNeverStopsWorking(t *testing.T) {
-	ctx, now := within(t, time.Minute), time.Now()
+	ctx, now := story.Within(t, time.Minute), time.Now()
 	must(shared.admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "team-b"}}, metav1.CreateOptions{}))(t)
 	must(shared.admin.CoreV1().Services("team-b").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "things"},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"}}, metav1.CreateOptions{}))(t)
@@ -238,7 +239,7 @@ func TestAnAPIServiceBecomesVerifiedInOneUpdateAndNeverStopsWorking(t *testing.T
 		"group":"things.example.org","version":"v1","groupPriorityMinimum":100,"versionPriority":100,"insecureSkipTLSVerify":true,
 		"service":{"namespace":"team-b","name":"things","port":%d}}}`, shared.port)))
 	t.Cleanup(func() {
-		_ = shared.any.Resource(apiServices).Delete(within(t, time.Minute), "v1.things.example.org", metav1.DeleteOptions{})
+		_ = shared.any.Resource(apiServices).Delete(story.Within(t, time.Minute), "v1.things.example.org", metav1.DeleteOptions{})
 	})
 	eventually(t, "the aggregated API answers", func() bool {
 		return answer(t, shared.RESTConfig) == http.StatusOK && answer(t, shared.second.RESTConfig) == http.StatusOK
@@ -291,11 +292,11 @@ func answer(t *testing.T, config *rest.Config) int {
 
 func barrier(t *testing.T, kind, generation string) {
 	t.Helper()
-	must(mustBarrier(t, kind, shared.RESTConfig).Prove(within(t, time.Minute), certs.Claim{Generation: generation}))(t)
+	must(mustBarrier(t, kind, shared.RESTConfig).Prove(story.Within(t, time.Minute), certs.Claim{Generation: generation}))(t)
 }
 
 func TestPublishingSaysWhatToDoWhenThereIsNoSuchWebhook(t *testing.T) {
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	apply(t, mutating, webhooks(t, certs.KindMutating, "two", "a.example.org", "b.example.org"))
 	apply(t, crds, manifest(t, fmt.Sprintf(conversion, "plains", `{"strategy":"None"}`)))
 	p := must(certs.NewPublisher(certs.PublisherOptions{Dynamic: shared.any}))(t)

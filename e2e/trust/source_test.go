@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // records is what was logged.
@@ -76,7 +77,7 @@ func codes(findings []certs.Finding) string {
 }
 
 func TestTheLastGoodPairIsServedWhateverBecomesOfTheSecret(t *testing.T) {
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	config := user(t, "source", map[string][]rbacv1.PolicyRule{namespace: {right("", "secrets", "list watch", "serving")}})
 	log := &records{}
 	source := must(certs.NewSecretSource(certs.SourceOptions{
@@ -171,7 +172,7 @@ func TestWhoMayNotReadTheSecretSaysSo(t *testing.T) {
 }
 
 func TestReadyMeansThatTheLiveBundleTrustsWhatIsServed(t *testing.T) {
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	name := certs.ServerName("team-a", "hook")
 	ca, other := newCA(t), newCA(t)
 	config := user(t, "readiness", map[string][]rbacv1.PolicyRule{"": {
@@ -264,7 +265,7 @@ func TestWhoMayNotReadTheConfigurationIsReadyAndSaysSo(t *testing.T) {
 }
 
 func TestEveryEndpointOfAServiceIsAskedWhatItServes(t *testing.T) {
-	ctx := within(t, time.Minute)
+	ctx := story.Within(t, time.Minute)
 	ca := newCA(t)
 	leaf, other := leafOf(t, ca, "hook.team-c.svc"), leafOf(t, ca, "hook.team-c.svc")
 	config := user(t, "endpoints", nil)

@@ -5,6 +5,7 @@ package cluster
 // name.
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -46,13 +47,31 @@ func (c *Cluster) writeKubeconfig(path, server, user string, groups []string) er
 	config.AuthInfos[user] = &clientcmdapi.AuthInfo{ClientCertificateData: client.cert, ClientKeyData: client.key}
 	config.Contexts["tracehook"] = &clientcmdapi.Context{Cluster: "tracehook", AuthInfo: user}
 	config.CurrentContext = "tracehook"
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
+	// In one step: somebody who is started at the same time may be reading the file.
+	text, err := clientcmd.Write(*config)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o700)
 	}
-	if err := clientcmd.WriteToFile(*config, path); err != nil {
+	if err == nil {
+		err = replaceFile(path, text)
+	}
+	if err != nil {
 		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
 	}
 	return nil
+}
+
+// replaceFile writes a file that only we can read, so that nobody ever sees half of it.
+func replaceFile(path string, data []byte) error {
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	return os.Rename(file.Name(), path)
 }
 
 // restConfig is what client-go needs to be the user of a kubeconfig.

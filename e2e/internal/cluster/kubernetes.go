@@ -268,6 +268,8 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 			"--leader-elect=false",                      // there is one
 			"--use-service-account-credentials=false",   // all controllers are one user, of system:masters
 			"--secure-port=0",
+			// For Secrets that ask for a ServiceAccount's token.
+			"--service-account-private-key-file=" + c.path("pki", "serviceaccounts.key"),
 		},
 		// The first thing of its that anyone misses.
 		ready: func(ctx context.Context) error {
