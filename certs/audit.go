@@ -205,6 +205,7 @@ func Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
 		t, missed := judge(o, target, routes[i], served)
 		late += missed
 		report.Worst = max(report.Worst, t.Worst)
+		t.sayWhere()
 		report.Targets = append(report.Targets, t)
 	}
 	if late > 0 {
@@ -526,6 +527,21 @@ func judge(o AuditOptions, target Target, r route, all map[door]*served) (t Targ
 		t.Worst = max(t.Worst, Worst(e.Findings))
 	}
 	return t, late
+}
+
+// sayWhere fills in what is to be changed.
+func (t *TargetReport) sayWhere() {
+	where := func(findings []Finding) []Finding {
+		findings = slices.Clone(findings) // those of a Service are shared
+		for i := range findings {
+			findings[i].Change = t.Where(findings[i].Code)
+		}
+		return findings
+	}
+	t.Findings = where(t.Findings)
+	for i := range t.Endpoints {
+		t.Endpoints[i].Findings = where(t.Endpoints[i].Findings)
+	}
 }
 
 // judgeEndpoint joins what the certificate says with what the way to it says.

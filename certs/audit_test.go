@@ -1,6 +1,7 @@
 package certs_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -210,8 +211,12 @@ func TestTheAuditDialsWhatTheAPIServerDials(t *testing.T) {
 		t.Errorf("blamed: %+v", got)
 	}
 	for _, target := range report.Targets {
-		for _, f := range target.Findings {
-			if target.Where(f.Code) == "" {
+		findings := slices.Clone(target.Findings)
+		for _, e := range target.Endpoints {
+			findings = append(findings, e.Findings...)
+		}
+		for _, f := range findings {
+			if f.Change == "" || f.Change != target.Where(f.Code) {
 				t.Errorf("%s: nothing to change about %s", target, f.Code)
 			}
 		}
@@ -394,4 +399,29 @@ func TestTheAuditLogNamesHostsOnceForEveryRequest(t *testing.T) {
 	if _, err := certs.ReadBlame(strings.NewReader("{}\nwords\n")); err == nil || !strings.Contains(err.Error(), "line 2") {
 		t.Errorf("a log that is none: %v", err)
 	}
+}
+
+// An audit log and metrics hold what clients and other people's servers put there.
+func FuzzWhatTheAPIServerSaysIsRead(f *testing.F) {
+	f.Add([]byte(auditLog))
+	f.Add([]byte("{}\n" + string(certs.WebhookMissingSAN) + " 1e3\n"))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		blamed, err := certs.ReadBlame(bytes.NewReader(said))
+		if err != nil && len(blamed) > 0 {
+			t.Errorf("blamed %v with error %v", blamed, err)
+		}
+		for _, b := range blamed {
+			if b.Requests < 1 || (b.Code != certs.MissingSAN && b.Code != certs.InsecureSHA1) {
+				t.Errorf("blamed %+v", b)
+			}
+		}
+		report := certs.AuditReport{Targets: []certs.TargetReport{{}}}
+		report.Blame(blamed)
+		if len(report.Blamed) != len(blamed) {
+			t.Errorf("%d hosts of %d are in the report", len(report.Blamed), len(blamed))
+		}
+		if counters, err := certs.ReadCounters(said); err == nil && len(counters) != len(certs.Counters()) {
+			t.Errorf("%d counters, and no error", len(counters))
+		}
+	})
 }

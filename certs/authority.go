@@ -80,7 +80,7 @@ type AuthorityOptions struct {
 	Publisher BundlePublisher // a *Publisher; may be nil without Targets
 	// Dynamic watches Targets. Nil: they are looked at once a minute.
 	Dynamic dynamic.Interface
-	// Prover must prove for the kinds that Targets are of. Nil: a wait of Settle, and an Assumed proof.
+	// Prover must prove for the kinds that Targets are of (Provers, if there are several). Nil: a wait of Settle, and an Assumed proof.
 	Prover Prover
 	// Endpoints checks (step 6) that everybody who can be called serves this leaf. Nil: not checked.
 	Endpoints                EndpointChecker
@@ -171,6 +171,9 @@ func (s settle) Prove(ctx context.Context, _ Claim) (Proof, error) {
 	}
 	return Proof{Certainty: Assumed}, nil
 }
+
+// NeedLeaderElection tells a controller-runtime manager to start it in every replica: it has a Lease of its own.
+func (*Authority) NeedLeaderElection() bool { return false }
 
 // Start runs until ctx ends: it waits for the Lease, leads, gives the Lease back. It returns nil then, and an error only
 // when the Lease's options are no good.

@@ -61,7 +61,7 @@ func TestEveryStepIsASpanAndIsCounted(t *testing.T) {
 	for _, s := range spans.Ended() {
 		names = append(names, s.Name())
 	}
-	if got := strings.Join(names, ", "); got != "certs bootstrap, certs issue_leaf" {
+	if got := strings.Join(names, ", "); got != "certs bootstrap, certs issue_leaf, certs prove" {
 		t.Errorf("spans %s", got)
 	}
 	var collected metricdata.ResourceMetrics
@@ -86,7 +86,7 @@ func TestEveryStepIsASpanAndIsCounted(t *testing.T) {
 			}
 		}
 	}
-	if len(counted) != 2 || counted["bootstrap done"] != 1 || counted["issue_leaf done"] != 1 {
+	if len(counted) != 3 || counted["bootstrap done"] != 1 || counted["issue_leaf done"] != 1 || counted["prove done"] != 1 {
 		t.Errorf("counted %v", counted)
 	}
 }

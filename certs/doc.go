@@ -49,6 +49,8 @@
 //	dropped      next                            old+next → next  publish, then prove: nobody trusts the old CA any more
 //	stable       next                            next
 //
+// Where nothing works yet there is nothing to replace: the first CA begins as dropped, so that it is published and proven too.
+//
 // [Next] is the whole plan. It is pure: a [State] and the time give an [Action] and the reason for it. What a phase wants of bundles and
 // Secrets is put right before anything else, so a bundle that somebody wipes or a Secret that somebody
 // spoils, at whatever moment, needs no path of its own. A phase is stored before anything is done in its name, by a write that fails

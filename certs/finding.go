@@ -117,6 +117,8 @@ type Finding struct {
 	// all findings together). "" if none.
 	Counter Counter `json:"counter,omitempty"`
 	Remedy  string  `json:"remedy"`
+	// Change is the field or the certificate that the remedy is about. Audit knows it, and Verify does not.
+	Change string `json:"change,omitempty"`
 }
 
 // Prediction is what a call would do.

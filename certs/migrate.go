@@ -378,39 +378,34 @@ func (r *migrateRun) prove(ctx context.Context) (StepDone, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.o.Wait)
 	defer cancel()
 	namespace, _ := splitSecret(r.o.Wish.StateSecret)
-	var kinds, servers []string
-	done := StepDone{Certainty: Proven}
-	for _, t := range r.targets {
-		if slices.Contains(kinds, t.Kind) {
-			continue
-		}
-		kinds = append(kinds, t.Kind)
-		barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: t.Kind, Namespace: namespace, Now: r.o.Now})
-		if err != nil {
-			return done, err
-		}
-		proof, err := barrier.Prove(ctx, Claim{Generation: fmt.Sprintf("migrate-%d", r.o.Now().UnixNano()), Bundle: r.state.data[ServingCA]})
-		if err != nil {
-			return done, err
-		}
-		done.Certainty = lesser(done.Certainty, proof.Certainty)
-		for _, server := range proof.Servers {
-			if !slices.Contains(servers, server) {
-				servers = append(servers, server)
-			}
-		}
+	provers, kinds, err := r.barriers(namespace)
+	if err != nil {
+		return StepDone{}, err
 	}
-	done.Result = "loaded by " + strings.Join(servers, ", ")
-	if len(servers) == 0 {
+	proof, err := provers.Prove(ctx, Claim{Generation: fmt.Sprintf("migrate-%d", r.o.Now().UnixNano()), Bundle: r.state.data[ServingCA]})
+	if err != nil {
+		return StepDone{}, err
+	}
+	done := StepDone{Certainty: proof.Certainty, Result: "loaded by " + strings.Join(proof.Servers, ", ")}
+	if len(proof.Servers) == 0 {
 		done.Result = "waited: nobody can be asked about " + strings.Join(kinds, ", ")
 	}
 	return done, nil
 }
 
-// lesser is the one that says less.
-func lesser(a, b Certainty) Certainty {
-	order := []Certainty{Assumed, Sampled, Proven}
-	return order[min(slices.Index(order, a), slices.Index(order, b))]
+// barriers are one for each kind that the targets are of. Their probes are made in namespace.
+func (r *migrateRun) barriers(namespace string) (provers Provers, kinds []string, err error) {
+	for _, t := range r.targets {
+		if slices.Contains(kinds, t.Kind) {
+			continue
+		}
+		barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: t.Kind, Namespace: namespace, Now: r.o.Now})
+		if err != nil {
+			return nil, nil, err
+		}
+		provers, kinds = append(provers, barrier), append(kinds, t.Kind)
+	}
+	return provers, kinds, nil
 }
 
 // handedOver is where the operator finds the pair.
@@ -542,7 +537,7 @@ func (r *migrateRun) takeOver(ctx context.Context) (StepDone, error) {
 	if name != DefaultServingSecret {
 		ca = name + "-ca"
 	}
-	barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: r.targets[0].Kind, Namespace: namespace, Now: r.o.Now})
+	provers, _, err := r.barriers(namespace)
 	if err != nil {
 		return StepDone{}, err
 	}
@@ -555,7 +550,7 @@ func (r *migrateRun) takeOver(ctx context.Context) (StepDone, error) {
 	var last Status
 	settled := false
 	o := AuthorityOptions{Clients: r.o.Clients, Dynamic: r.o.Dynamic, Namespace: namespace, CASecret: ca, ServingSecret: name,
-		Names: names, Publisher: publisher, Prover: barrier, Endpoints: migrateEndpoints{r}, Soak: max(r.o.Wish.Soak, time.Nanosecond),
+		Names: names, Publisher: publisher, Prover: provers, Endpoints: migrateEndpoints{r}, Soak: max(r.o.Wish.Soak, time.Nanosecond),
 		Identity: migrateManager, Now: r.o.Now,
 		OnStep: func(s Status) {
 			if s.Phase != last.Phase || s.Error != "" && s.Error != last.Error {

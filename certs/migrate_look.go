@@ -37,7 +37,10 @@ func (m *Migration) look(ctx context.Context) (MigrateSight, error) {
 		sight.Problems = append(sight.Problems, "who else leads to the same server is not fully known: "+err.Error())
 	}
 	first := slices.IndexFunc(all, m.o.Target.covers)
-	if first < 0 {
+	switch {
+	case first < 0 && len(errs) == len(kinds):
+		return sight, fmt.Errorf("look for %s: %w", m.o.Target, errs[0])
+	case first < 0:
 		return sight, errors.Join(append([]error{fmt.Errorf("%s does not exist, or sends API servers nowhere", m.o.Target)}, errs...)...)
 	}
 	if m.o.Wish.StateSecret == "" { // where the server's pod can mount it

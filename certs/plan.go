@@ -133,7 +133,9 @@ func (s State) begin(now time.Time) (Action, string) {
 		takeover.Previous = anchors
 		return takeover, "nothing is stored, but something is trusted: servers may still serve what they remember"
 	}
-	return s.to(StepBootstrap, PhaseStable), "nothing that works is stored or trusted"
+	// Not stable yet: published and proven like any other, so that what stands in the way of a proof shows on
+	// the first day and not at the first replacement.
+	return s.to(StepBootstrap, PhaseDropped), "nothing that works is stored or trusted"
 }
 
 // foreign says whether calls with the stored leaf can work, and what they then rely on.
@@ -253,6 +255,8 @@ func (s State) serve(now time.Time) (Action, string) {
 	switch {
 	case !s.Phase.overlapping() && s.NextLeaf.Certificate != nil:
 		return send, "there is no next leaf in this phase"
+	case s.CA.Certificate != nil && s.Cross == nil && len(s.Leaf.Intermediates) > 0:
+		return send, "the replacement is over: the leaf goes alone"
 	case s.CA.Certificate != nil && !sentAlong(s.Leaf, s.Cross):
 		return send, "the leaf goes with the certificate by which the other CA vouches for its CA, during a replacement and not after it"
 	case s.Phase.overlapping() && !sentAlong(s.NextLeaf, s.NextCross):
@@ -424,6 +428,9 @@ func (s State) advance(now time.Time) (Action, string) {
 		prove := s.to(StepProve, PhaseStable)
 		if overdue {
 			prove.Until = now // do not wait for it
+		}
+		if len(s.Previous) == 0 {
+			return prove, "every API server is to trust the CA"
 		}
 		return prove, "no API server may still trust the old CA"
 	}

@@ -80,16 +80,16 @@ func TestNext(t *testing.T) {
 		phase   certs.Phase
 		why     string
 	}{
-		{"nothing at all", []func(*certs.State){nothing}, now, certs.StepBootstrap, certs.PhaseStable, "nothing that works"},
-		{"nothing, and no object to be trusted by", []func(*certs.State){nothing, func(s *certs.State) { s.Targets = nil }}, now, certs.StepBootstrap, certs.PhaseStable, ""},
+		{"nothing at all", []func(*certs.State){nothing}, now, certs.StepBootstrap, certs.PhaseDropped, "nothing that works"},
+		{"nothing, and no object to be trusted by", []func(*certs.State){nothing, func(s *certs.State) { s.Targets = nil }}, now, certs.StepBootstrap, certs.PhaseDropped, ""},
 		{"nothing stored, something trusted", []func(*certs.State){foreign(certs.Pair{}, theirs.Certificate)}, now, certs.StepIssueCA, certs.PhaseIssued, "may still serve"},
 		{"somebody else's healthy pair", []func(*certs.State){foreign(theirLeaf, theirs.Certificate)}, now, certs.StepIssueCA, certs.PhaseIssued, "key is not held"},
 		{"a pinned certificate", []func(*certs.State){foreign(selfSigned, selfSigned.Certificate)}, now, certs.StepIssueCA, certs.PhaseIssued, "key is not held"},
 		{"a pair that the machine's roots may trust", []func(*certs.State){foreign(theirLeaf)}, now, certs.StepIssueCA, certs.PhaseIssued, "key is not held"},
-		{"a pair that no bundle trusts", []func(*certs.State){foreign(theirLeaf, next.Certificate)}, now, certs.StepBootstrap, certs.PhaseStable, "nothing that works"},
-		{"an expired pair", []func(*certs.State){foreign(theirLeaf, theirs.Certificate)}, later(8 * 24 * time.Hour), certs.StepBootstrap, certs.PhaseStable, ""},
+		{"a pair that no bundle trusts", []func(*certs.State){foreign(theirLeaf, next.Certificate)}, now, certs.StepBootstrap, certs.PhaseDropped, "nothing that works"},
+		{"an expired pair", []func(*certs.State){foreign(theirLeaf, theirs.Certificate)}, later(8 * 24 * time.Hour), certs.StepBootstrap, certs.PhaseDropped, ""},
 		{"the CA's key is lost", []func(*certs.State){noKey}, now, certs.StepIssueCA, certs.PhaseIssued, "key is not held"},
-		{"all has expired", nil, later(100 * 24 * time.Hour), certs.StepBootstrap, certs.PhaseStable, ""},
+		{"all has expired", nil, later(100 * 24 * time.Hour), certs.StepBootstrap, certs.PhaseDropped, ""},
 
 		{"all is well", nil, now, certs.StepWait, certs.PhaseStable, "nothing is due"},
 		{"the leaf, before its time", nil, later(4 * 24 * time.Hour), certs.StepWait, certs.PhaseStable, "nothing is due"},
@@ -113,7 +113,7 @@ func TestNext(t *testing.T) {
 		{"the leaf is due, the bundle cannot be read", []func(*certs.State){unread}, later(5 * 24 * time.Hour), certs.StepIssueLeaf, certs.PhaseStable, ""},
 		{"the clock went back", nil, later(-time.Minute), certs.StepResetClock, certs.PhaseStable, "the clock is before"},
 		{"the clock went back before everything", nil, later(-365 * 24 * time.Hour), certs.StepResetClock, certs.PhaseStable, ""},
-		{"and is believed then", []func(*certs.State){func(s *certs.State) { s.Since = later(-365 * 24 * time.Hour) }}, later(-364 * 24 * time.Hour), certs.StepBootstrap, certs.PhaseStable, ""},
+		{"and is believed then", []func(*certs.State){func(s *certs.State) { s.Since = later(-365 * 24 * time.Hour) }}, later(-364 * 24 * time.Hour), certs.StepBootstrap, certs.PhaseDropped, ""},
 
 		{"a leaf is asked for", []func(*certs.State){ask(certs.RotationRequest{What: certs.RotateLeaf})}, now, certs.StepIssueLeaf, certs.PhaseStable, "somebody asks"},
 		{"a CA is asked for", []func(*certs.State){ask(certs.RotationRequest{What: certs.RotateCA})}, now, certs.StepIssueCA, certs.PhaseIssued, "somebody asks"},
@@ -158,7 +158,7 @@ func TestNext(t *testing.T) {
 		{"dropped", []func(*certs.State){in(certs.PhaseDropped)}, now, certs.StepProve, certs.PhaseStable, ""},
 		{"stable, still sent along", []func(*certs.State){func(s *certs.State) {
 			s.Leaf.Intermediates = []*x509.Certificate{crossSign(t, next, s.CA.Certificate, certs.CrossOptions{})}
-		}}, now, certs.StepSend, certs.PhaseStable, "not after it"},
+		}}, now, certs.StepSend, certs.PhaseStable, "the leaf goes alone"},
 		{"stable, a next leaf left over", []func(*certs.State){func(s *certs.State) { s.NextLeaf = nextLeaf }}, now, certs.StepSend, certs.PhaseStable, "no next leaf"},
 	} {
 		t.Run(c.what, func(t *testing.T) {

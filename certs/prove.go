@@ -6,6 +6,8 @@ package certs
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"slices"
 	"time"
 )
 
@@ -42,4 +44,35 @@ type Proof struct {
 // Prover proves claims, or says why not. It returns when it is proven or ctx ends.
 type Prover interface {
 	Prove(ctx context.Context, claim Claim) (Proof, error)
+}
+
+// Provers prove a claim one after the other. Each knows of one kind of object only, so where what was published is of several
+// kinds, one for each is needed: a [Canary] for MutatingWebhookConfigurations, say, and a [Barrier] for ValidatingWebhookConfigurations.
+type Provers []Prover
+
+// Prove implements Prover. All must succeed; the proof is as certain as the least certain of theirs.
+func (p Provers) Prove(ctx context.Context, claim Claim) (Proof, error) {
+	if len(p) == 0 {
+		return Proof{}, errors.New("prove what was published: there is nobody to prove it")
+	}
+	whole := Proof{Certainty: Proven}
+	for _, prover := range p {
+		proof, err := prover.Prove(ctx, claim)
+		if err != nil {
+			return Proof{}, err
+		}
+		whole.Time, whole.Certainty = proof.Time, lesser(whole.Certainty, proof.Certainty)
+		for _, server := range proof.Servers {
+			if !slices.Contains(whole.Servers, server) {
+				whole.Servers = append(whole.Servers, server)
+			}
+		}
+	}
+	return whole, nil
+}
+
+// lesser is the one that says less.
+func lesser(a, b Certainty) Certainty {
+	order := []Certainty{Assumed, Sampled, Proven}
+	return order[min(slices.Index(order, a), slices.Index(order, b))]
 }

@@ -39,3 +39,19 @@ func TestReferencesReadAsPeopleTypeThem(t *testing.T) {
 		}
 	}
 }
+
+// What is accepted reads as it is written.
+func FuzzParseRef(f *testing.F) {
+	for _, seed := range []string{"mutatingwebhookconfiguration/a", "ValidatingWebhookConfigurations/a.b/c.d/e", "crd/a", "apiservices.v1/a", "crds/", "//", "/a/b", "apiservice/\x00"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		ref, err := certs.ParseRef(text)
+		if err != nil {
+			return
+		}
+		if again, err := certs.ParseRef(ref.String()); err != nil || again != ref {
+			t.Errorf("%q is read as %+v, which is read as %+v, %v", text, ref, again, err)
+		}
+	})
+}

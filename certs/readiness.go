@@ -128,6 +128,9 @@ func (r *Readiness) Start(ctx context.Context) error {
 	return nil
 }
 
+// NeedLeaderElection tells a controller-runtime manager to start it in every replica.
+func (*Readiness) NeedLeaderElection() bool { return false }
+
 // take keeps what was seen of one configuration.
 func (r *Readiness) take(ctx context.Context, i int, targets []Target, there bool, err error) {
 	ref := r.o.Configurations[i]

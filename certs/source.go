@@ -109,6 +109,9 @@ func (s *SecretSource) Start(ctx context.Context) error {
 	return nil
 }
 
+// NeedLeaderElection tells a controller-runtime manager to start it in every replica.
+func (*SecretSource) NeedLeaderElection() bool { return false }
+
 // GetCertificate is for tls.Config.
 func (s *SecretSource) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now := s.served.Load()

@@ -2,9 +2,13 @@ package certs_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,4 +98,101 @@ func TestSourceAndReadinessTellWhatTheyKnowInMetrics(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	sameLines(t, points(t, reader), want)
+}
+
+// A clock that jumps takes no certificate away: the pair is served, and what is wrong with it is told everywhere.
+func TestAPairIsServedWhateverTheClockSays(t *testing.T) {
+	ca := forge(t, nil, asCA("CA"))
+	leaf := forge(t, &ca)
+	key, err := leaf.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "tracehook-certs"},
+		Data: map[string][]byte{certs.ServingCertificate: bundle(leaf), certs.ServingKey: key}}
+	clients := fake.NewClientset(secret,
+		&admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "hook"}, Webhooks: []admissionv1.ValidatingWebhook{
+			{Name: "hook.example.org", ClientConfig: toService("hook", 443, bundle(ca))}}},
+	)
+	var moved atomic.Int64
+	clock := func() time.Time { return now.Add(time.Duration(moved.Load())) }
+	reader := metric.NewManualReader()
+	meters := metric.NewMeterProvider(metric.WithReader(reader))
+	log := &lockedBuffer{}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	source, err := certs.NewSecretSource(certs.SourceOptions{Clients: clients, Namespace: "team-a", Logger: logger, MeterProvider: meters, Now: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	readiness, err := certs.NewReadiness(certs.ReadinessOptions{Clients: clients, GetCertificate: source.GetCertificate,
+		Configurations: []certs.Ref{{Kind: certs.KindValidating, Name: "hook"}}, Logger: logger, MeterProvider: meters, Now: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go func() { _ = source.Start(ctx) }()
+	go func() { _ = readiness.Start(ctx) }()
+	await := func(what string, is func() bool) {
+		t.Helper()
+		for !is() {
+			if ctx.Err() != nil {
+				t.Fatalf("%s: it did not come to that; log:\n%s", what, log)
+			}
+			time.Sleep(time.Millisecond) // watches take their time
+		}
+	}
+	await("ready", func() bool {
+		_, err := source.GetCertificate(&tls.ClientHelloInfo{})
+		return err == nil && len(readiness.Findings()) == 0
+	})
+	for _, jump := range []struct {
+		to   time.Time
+		code certs.Code
+	}{
+		{leaf.Certificate.NotAfter.Add(time.Hour), certs.Expired},
+		{leaf.Certificate.NotBefore.Add(-time.Hour), certs.NotYetValid},
+	} {
+		moved.Store(int64(jump.to.Sub(now)))
+		if served, err := source.GetCertificate(&tls.ClientHelloInfo{}); err != nil || !served.Leaf.Equal(leaf.Certificate) {
+			t.Errorf("%s: the pair is not served: %v", jump.code, err)
+		}
+		if err := readiness.Ready(nil); err == nil || !strings.Contains(err.Error(), "("+string(jump.code)+")") {
+			t.Errorf("%s is not the reason of being unready, but %v", jump.code, err)
+		}
+		told := strings.Join(points(t, reader), "\n")
+		for _, metric := range []string{"secret", "bundle"} {
+			if line := fmt.Sprintf("tracehook.certs.%s.findings{tracehook.certs.code=%s,tracehook.certs.severity=error} 1", metric, jump.code); !strings.Contains(told, line) {
+				t.Errorf("no %s in\n%s", line, told)
+			}
+		}
+		// Findings are looked at once a minute, and when something changes.
+		secret.Annotations = map[string]string{"seen": string(jump.code)}
+		if _, err := clients.CoreV1().Secrets("team-a").Update(ctx, secret, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		await(string(jump.code)+" in the log", func() bool { return strings.Contains(log.String(), "code="+string(jump.code)) })
+		moved.Store(0)
+		if err := readiness.Ready(nil); err != nil {
+			t.Errorf("the clock is right again: %v", err)
+		}
+	}
+}
+
+// lockedBuffer is written by many.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -170,16 +171,9 @@ func newAuthority(config certsConfig, cluster *cluster, telemetry *telemetry, lo
 	if err != nil {
 		return nil, err
 	}
-	var prover certs.Prover
-	if config.ProofService != "" && config.ProofConfiguration != "" {
-		prover, err = certs.NewCanary(certs.CanaryOptions{
-			Config: cluster.rest, APIServers: config.APIServers,
-			Namespace: config.Namespace, Configuration: config.ProofConfiguration,
-			Logger: log, MeterProvider: telemetry.meterProvider,
-		})
-		if err != nil {
-			return nil, err
-		}
+	prover, err := newProver(config, cluster, targets, telemetry, log)
+	if err != nil {
+		return nil, err
 	}
 	identity := os.Getenv("POD_NAME")
 	if identity == "" {
@@ -198,4 +192,31 @@ func newAuthority(config certsConfig, cluster *cluster, telemetry *telemetry, lo
 		Dynamic: cluster.dynamic,
 		Logger:  log, TracerProvider: telemetry.tracerProvider, MeterProvider: telemetry.meterProvider,
 	})
+}
+
+// newProver returns nil where nothing is to be proven. The canary's own configuration is a MutatingWebhookConfiguration, which tells
+// nothing about when one of another kind arrives.
+func newProver(config certsConfig, cluster *cluster, targets []certs.Ref, telemetry *telemetry, log *slog.Logger) (certs.Prover, error) {
+	if config.ProofService == "" || config.ProofConfiguration == "" {
+		return nil, nil
+	}
+	canary, err := certs.NewCanary(certs.CanaryOptions{
+		Config: cluster.rest, APIServers: config.APIServers,
+		Namespace: config.Namespace, Configuration: config.ProofConfiguration,
+		Logger: log, MeterProvider: telemetry.meterProvider,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(targets, func(ref certs.Ref) bool { return ref.Kind == certs.KindValidating }) {
+		return canary, nil
+	}
+	barrier, err := certs.NewBarrier(certs.BarrierOptions{
+		Config: cluster.rest, APIServers: config.APIServers, Kind: certs.KindValidating, Namespace: config.Namespace,
+		Logger: log, MeterProvider: telemetry.meterProvider,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return certs.Provers{canary, barrier}, nil
 }

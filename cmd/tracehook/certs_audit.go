@@ -177,7 +177,7 @@ func auditWriter(format string, colour bool) (func(io.Writer, certs.AuditReport)
 	case "json", "yaml":
 		return func(w io.Writer, r certs.AuditReport) error { return writeMachine(w, format, r) }, nil
 	}
-	return nil, fmt.Errorf("--output %q is none of table, json, yaml", format)
+	return nil, checkChoice("output", format, "table", "json", "yaml")
 }
 
 // writeAuditTable is for people: one line per endpoint, then what is wrong, worst first, then what the API server says.

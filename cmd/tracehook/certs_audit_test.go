@@ -188,7 +188,7 @@ func TestExitCodesOfTheAudit(t *testing.T) {
 		{"a list out of reach", map[string]string{mutatingPath: "403"}, nil, 2, "list mutatingwebhookconfigurations"},
 		{"a list out of reach, and an error elsewhere", map[string]string{mutatingPath: unreachableHook, "/apis/apiregistration.k8s.io/v1/apiservices": "403"}, nil, 1, "list apiservices"},
 		{"everything out of reach", forbidden, nil, 2, "audit certificates: list mutating"},
-		{"no such format", nil, []string{"-o", "xml"}, 2, "none of table, json, yaml"},
+		{"no such format", nil, []string{"-o", "xml"}, 2, "want table, json, yaml"},
 		{"no such severity", nil, []string{"--fail-on", "fatal"}, 2, "--fail-on"},
 		{"no time", nil, []string{"--timeout", "0s"}, 2, "above zero"},
 		{"no audit log", nil, []string{"--audit-log", "/nowhere/audit.log"}, 2, "--audit-log"},

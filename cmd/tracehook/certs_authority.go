@@ -30,7 +30,10 @@ before they end, one proven step after the other. This is the authority of
 "tracehook serve --certs managed" alone, for servers that run with --certs secret:
 they need no right to read the CA's key then.
 
-Of several that run, the one that holds the Lease tracehook-certs works.`,
+Of several that run, the one that holds the Lease tracehook-certs works.
+
+A ValidatingWebhookConfiguration among those to be kept is proven by a temporary one beside
+it: the ServiceAccount then has to list, create, patch and delete those.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := config.validate(); err != nil {

@@ -52,7 +52,9 @@ write them to DIR:
   tls.key   its key
 
 With --for the names are those that the API servers verify today for a live webhook
-configuration, CustomResourceDefinition or APIService: of all Services and URLs in it.`,
+configuration, CustomResourceDefinition or APIService: of all Services and URLs in it.
+
+Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 		Example: "  tracehook certs issue --service tracehook-system/tracehook --out certs\n  tracehook certs issue --for validatingwebhookconfiguration/policy --out certs",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {

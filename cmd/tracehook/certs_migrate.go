@@ -67,7 +67,12 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
   tracehook certs migrate validatingwebhookconfiguration/policy --secret policy/serving-cert --apply
   tracehook certs migrate apiservice/v1beta1.metrics.k8s.io --secret kube-system/metrics-server --apply
   tracehook certs migrate validatingwebhookconfiguration/policy --to cert-manager --new-secret policy/by-cert-manager --apply`,
-		Args: func(cmd *cobra.Command, args []string) error { return usageError(cobra.ExactArgs(1)(cmd, args)) },
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError(fmt.Errorf("whose certificate? KIND/NAME is missing (see `%s --help`)", cmd.CommandPath()))
+			}
+			return noArguments(cmd, args[1:])
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return migrateCerts(cmd.Context(), o, args[0], cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
@@ -99,15 +104,30 @@ type migrateDocument struct {
 }
 
 func (o certsMigrateOptions) validate() error {
-	switch {
-	case !slices.Contains([]string{"table", "json", "yaml"}, o.output):
-		return fmt.Errorf("--output %q is none of table, json, yaml", o.output)
-	case o.apply && o.dryRun:
-		return errors.New("--apply and --dry-run contradict each other")
-	case o.soak < 0 || o.wait <= 0 || o.lifetime <= 0:
-		return errors.New("--wait and --lifetime must be above zero, --soak not below")
+	errs := []error{checkChoice("output", o.output, "table", "json", "yaml")}
+	if o.to != "" {
+		errs = append(errs, checkChoice("to", o.to, string(certs.ToIssued), string(certs.ToCertManager), string(certs.ToManaged)))
 	}
-	return nil
+	for _, f := range []struct{ flag, value string }{{"secret", o.secret}, {"new-secret", o.newSecret}, {"state-secret", o.stateSecret}} {
+		if namespace, name, _ := strings.Cut(f.value, "/"); f.value != "" && (namespace == "" || name == "" || strings.Contains(name, "/")) {
+			errs = append(errs, fmt.Errorf("--%s %q: want NAMESPACE/NAME", f.flag, f.value))
+		}
+	}
+	switch to := certs.MigrateTo(o.to); {
+	case to == certs.ToCertManager && o.newSecret == "":
+		errs = append(errs, errors.New("--to cert-manager needs --new-secret NAMESPACE/NAME, the Secret that cert-manager writes and no server reads yet"))
+	case to != certs.ToCertManager && o.newSecret != "":
+		errs = append(errs, errors.New("--new-secret is for --to cert-manager"))
+	case to == certs.ToManaged && o.secret == "":
+		errs = append(errs, errors.New("--to managed needs --secret NAMESPACE/NAME, the Secret that the server reads"))
+	}
+	if o.apply && o.dryRun {
+		errs = append(errs, errors.New("--apply and --dry-run contradict each other"))
+	}
+	if o.soak < 0 || o.wait <= 0 || o.lifetime <= 0 {
+		errs = append(errs, errors.New("--wait and --lifetime must be above zero, --soak not below"))
+	}
+	return errors.Join(errs...)
 }
 
 // migrateCerts shows the plan and, with --apply, carries it out.

@@ -14,20 +14,26 @@ import (
 // What cannot begin ends with exit code 2, before anything is written.
 func TestAMigrationThatCannotBegin(t *testing.T) {
 	const target = "validatingwebhookconfiguration/policy"
+	dead := apiServer(t, map[string]string{mutatingPath: "403", "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations": "403",
+		"/apis/apiextensions.k8s.io/v1/customresourcedefinitions": "403", "/apis/apiregistration.k8s.io/v1/apiservices": "403"})
 	for _, c := range []struct {
 		name string
 		args []string
 		says string
 	}{
-		{"no target", nil, "accepts 1 arg"},
+		{"no target", nil, "KIND/NAME is missing"},
 		{"a target of no kind", []string{"pod/policy"}, "is none of mutatingwebhookconfiguration"},
 		{"a target that does not exist", []string{target}, "does not exist"},
-		{"no such destination", []string{target, "--to", "vault"}, "none of issued"},
-		{"cert-manager without its Secret", []string{target, "--to", "cert-manager"}, "is missing"},
-		{"a Secret without a namespace", []string{target, "--secret", "serving-cert"}, "NAMESPACE/NAME"},
+		{"two targets", []string{target, target}, "unknown argument"},
+		{"no such destination", []string{target, "--to", "vault"}, `--to "vault": want issued, cert-manager, managed`},
+		{"cert-manager without its Secret", []string{target, "--to", "cert-manager"}, "needs --new-secret"},
+		{"a Secret without a namespace", []string{target, "--secret", "serving-cert"}, `--secret "serving-cert": want NAMESPACE/NAME`},
+		{"to tracehook without a Secret", []string{target, "--to", "managed"}, "needs --secret"},
+		{"a new Secret for nobody", []string{target, "--new-secret", "a/b"}, "is for --to cert-manager"},
 		{"both to do it and not to", []string{target, "--apply", "--dry-run"}, "contradict"},
-		{"no such format", []string{target, "-o", "xml"}, "none of table, json, yaml"},
+		{"no such format", []string{target, "-o", "xml"}, "want table, json, yaml"},
 		{"no cluster", []string{target, "--kubeconfig", "/nowhere/kubeconfig"}, "find the cluster"},
+		{"a cluster that does not answer", []string{target, "--kubeconfig", dead}, "look for ValidatingWebhookConfiguration/policy: list mutating"},
 		{"nothing to take back", []string{target, "--abort"}, "does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,7 +1,7 @@
 package main
 
 // `certs rotate`. In: flags, a cluster where an authority leads. Out: its steps as they happen, one a line, or
-// one JSON document a line. Errors: exit 2 for wrong flags or where nobody leads; exit 1 when it does not come to its end.
+// one document each. Errors: exit 2 for wrong flags or where nobody leads; exit 1 when it does not come to its end.
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/yaml"
 
 	"github.com/tracehook/tracehook/certs"
 )
@@ -58,7 +59,7 @@ Exit codes: 0 done, 1 not done within --timeout or the watch broke, 2 nobody to 
 	cmd.Flags().StringArrayVar(&o.drop, "drop", nil, "`SHA256` fingerprint of a certificate to remove from every caBundle, also if somebody else put it there; may be repeated")
 	cmd.Flags().BoolVar(&o.skipSoak, "skip-soak", false, "remove the old CA as soon as every server has left it: when its key is in wrong hands. Requests on connections that API servers keep may fail")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long to watch; the rotation goes on after that")
-	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "`FORMAT`: text, or json (one document a line)")
+	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "`FORMAT` of the steps: text, json (one document a line) or yaml (one document each)")
 	return cmd
 }
 
@@ -89,10 +90,9 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 	if err := certs.RequestRotation(ctx, clients, o.namespace, o.servingSecret, request); err != nil {
 		return usageError(fmt.Errorf("ask %s for a rotation: %w", leader, err))
 	}
-	show := statusText(out, request)
-	if o.output == "json" { // one a line
-		show = json.NewEncoder(out).Encode
-	} else {
+	show := statusMachine(out, o.output)
+	if o.output == "text" {
+		show = statusText(out, request)
 		fmt.Fprintf(out, "asked %s for a new %s\n", printable(leader), map[bool]string{false: "certificate", true: "CA and certificate"}[o.ca])
 	}
 
@@ -120,7 +120,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 }
 
 func (o *certsRotateOptions) validate() error {
-	errs := []error{checkChoice("output", o.output, "text", "json")}
+	errs := []error{checkChoice("output", o.output, "text", "json", "yaml")}
 	if o.timeout <= 0 {
 		errs = append(errs, fmt.Errorf("--timeout %s: want more than 0", o.timeout))
 	}
@@ -157,11 +157,26 @@ func findLeader(ctx context.Context, clients kubernetes.Interface, namespace str
 	}
 }
 
+// statusMachine writes every status as a document that can be read before the next one is there.
+func statusMachine(w io.Writer, format string) func(certs.Status) error {
+	if format == "yaml" {
+		return func(s certs.Status) error {
+			text, err := yaml.Marshal(s)
+			if err != nil {
+				return err
+			}
+			_, err = w.Write(append([]byte("---\n"), text...))
+			return err
+		}
+	}
+	encoder := json.NewEncoder(w)
+	return func(s certs.Status) error { return encoder.Encode(s) }
+}
+
 // statusText writes what is new in a status, for people: a step once when it is begun, and once more if it ends a phase.
-func statusText(w io.Writer, request certs.RotationRequest) func(any) error {
+func statusText(w io.Writer, request certs.RotationRequest) func(certs.Status) error {
 	var before certs.Status
-	return func(v any) error {
-		s := v.(certs.Status)
+	return func(s certs.Status) error {
 		again := s.Step == before.Step && s.Reason == before.Reason
 		moved := before.Phase != "" && s.Phase != before.Phase
 		var lines []string

@@ -80,3 +80,22 @@ func TestEachStepOfARotationIsShownOnce(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", &out, want)
 	}
 }
+
+// Each document can be read before the next one is there.
+func TestARotationForMachinesIsOneDocumentAStatus(t *testing.T) {
+	for format, want := range map[string]string{
+		"json": `{"phase":"proven",`,
+		"yaml": "---\n",
+	} {
+		var out strings.Builder
+		show := statusMachine(&out, format)
+		for range 2 {
+			if err := show(certs.Status{Phase: certs.PhaseProven, Step: certs.StepSwitch, Reason: "a: b\n---\nc"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := out.String(); !strings.HasPrefix(got, want) || strings.Count("\n"+got, "\n"+want) != 2 || !strings.Contains(got, "proven") {
+			t.Errorf("%s:\n%s", format, got)
+		}
+	}
+}

@@ -53,7 +53,7 @@ type serveConfig struct {
 func (c *serveConfig) bind(f *pflag.FlagSet) {
 	c.processConfig.bind(f)
 	f.StringVar(&c.WebhookAddress, "webhook-bind-address", ":9443", "address on which admission calls are served, over TLS")
-	f.StringVar(&c.Certs, "certs", certsFiles, "where the serving certificate comes from: files (--webhook-cert-path), managed (this server makes and renews it, and tells the API servers) or secret (\"tracehook certs authority\" does that elsewhere)")
+	f.StringVar(&c.Certs, "certs", certsFiles, "where the serving certificate comes from: files (--webhook-cert-path), managed (this server makes and renews it, and tells the API servers) or secret (\"tracehook certs authority\" does that elsewhere). With files and without --webhook-configuration no caBundle is looked at")
 	f.StringVar(&c.CertPath, "webhook-cert-path", "/etc/tracehook/certs", "with --certs files: directory of the serving certificate; watched, and read again when it changes")
 	f.StringVar(&c.CertName, "webhook-cert-name", "tls.crt", "file name of the serving certificate")
 	f.StringVar(&c.CertKey, "webhook-cert-key", "tls.key", "file name of its key")
