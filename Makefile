@@ -32,7 +32,7 @@ demo: build ## One kubectl create, one trace, on a real control plane (KEEP=1: l
 .PHONY: kind-demo
 kind-demo: build ## The same on a kind cluster whose API server traces (needs docker, kind 0.33 and ko in PATH; CI does not run it)
 	@kind get clusters 2>/dev/null | grep -qx tracehook || kind create cluster --config deploy/kind/cluster.yaml
-	@KO_DOCKER_REPO=kind.local KIND_CLUSTER_NAME=tracehook ko build --base-import-paths --tags demo ./cmd/tracehook
+	@VERSION="$(VERSION)" KO_DOCKER_REPO=kind.local KIND_CLUSTER_NAME=tracehook ko build --base-import-paths --tags demo ./cmd/tracehook
 	@kubectl --context kind-tracehook apply -k deploy/overlays/kind
 	@kubectl --context kind-tracehook -n tracehook-system rollout status --timeout=3m deployment/jaeger deployment/otel-collector deployment/tracehook
 	@OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 OTEL_EXPORTER_OTLP_PROTOCOL=grpc \
