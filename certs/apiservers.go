@@ -198,9 +198,8 @@ func meterOf(provider metric.MeterProvider) metric.Meter {
 	return provider.Meter("github.com/tracehook/tracehook/certs")
 }
 
-// untilAll asks until every API server says yes. The list is read anew each time: one that has gone does not
-// hold up the rest, and one that came is asked too. If ctx ends before, the error has the words of the last round.
-func (a asking) untilAll(ctx context.Context) (proof Proof, err error) {
+// timed records how long a proof took.
+func (a asking) timed(ctx context.Context, prove func(context.Context) (Proof, error)) (proof Proof, err error) {
 	began := a.now()
 	defer func() {
 		outcome := "failed"
@@ -210,6 +209,15 @@ func (a asking) untilAll(ctx context.Context) (proof Proof, err error) {
 		a.duration.Record(ctx, a.now().Sub(began).Seconds(), metric.WithAttributes(
 			attribute.String("tracehook.certs.prover", a.prover), attribute.String("tracehook.certs.outcome", outcome)))
 	}()
+	return prove(ctx)
+}
+
+// untilAll is all, timed.
+func (a asking) untilAll(ctx context.Context) (Proof, error) { return a.timed(ctx, a.all) }
+
+// all asks until every API server says yes. The list is read anew each time: one that has gone does not
+// hold up the rest, and one that came is asked too. If ctx ends before, the error has the words of the last round.
+func (a asking) all(ctx context.Context) (Proof, error) {
 	arrived := map[string]bool{}
 	var missing error
 	for {

@@ -11,16 +11,28 @@ package certs
 //	webhooks     one that leads nowhere, and fails dry-run creates of Leases with a label: of none, then of this generation
 //	APIServices  a group of its own, answered by nobody (404), then by a Service that does not exist (503); for
 //	             that moment the discovery of others lists a group that does not answer
-//	CRDs         nothing shows when a conversion webhook's bundle has arrived: a wait
+//	CRDs         one of our own, of whose columns a list shows which form of it is served
 //
-// It proves that the bundle is loaded, and nothing about the certificate.
+// A CRD that is loaded is not yet in use: what an API server serves it with, the client of its conversion webhook too, is
+// kept until a handler hears of the change, and made anew by the next request, from what is loaded, which is never
+// older than what the handler has heard. It hears of all CRDs in order: once ours is served anew because it heard of our
+// change, it has heard of the change before. But ours may be made anew for two other reasons, each once: the handler
+// of a deletion took it for dead, having listed the CRDs before ours was there; or the API server listed all CRDs again and
+// the handler hears of them by name, of ours too early. And what was never served is not made anew. Hence four forms,
+// each seen at the same API servers before the next is written: one of the three changes was seen for the right
+// reason. Meanwhile discovery lists the group.
+//
+// It proves that the bundle is loaded, for requests that begin after it, and nothing about the certificate. What was under way
+// ends with the client it began with.
 
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +41,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
@@ -36,7 +49,7 @@ import (
 
 const (
 	// barrierKey is the label of probes, with the generation, and of what is made for them. It is the name of
-	// the webhook as well, and the parent of the APIServices' groups.
+	// the webhook as well, the group of the CRDs, and the parent of the APIServices' groups.
 	barrierKey     = "barrier.tracehook.dev"
 	barrierVersion = "v1"
 	nowhere        = "tracehook-barrier-leads-nowhere" // a Service that does not exist
@@ -44,7 +57,9 @@ const (
 	// left: a barrier this old is nobody's any more.
 	left          = 10 * time.Minute
 	removeTimeout = 10 * time.Second
-	defaultSettle = 30 * time.Second
+
+	// formsOfCRD: the first, one for each wrong reason, and one.
+	formsOfCRD = 4
 )
 
 // BarrierOptions of a Barrier.
@@ -53,11 +68,10 @@ type BarrierOptions struct {
 	Config *rest.Config
 	// APIServers are the URLs of all of them. Empty: those behind Service default/kubernetes.
 	APIServers []string
-	// Kind of what was published: KindMutating, KindValidating or KindAPIService; KindCRD is only waited for.
+	// Kind of what was published: KindMutating, KindValidating, KindCRD or KindAPIService.
 	Kind string
 	// Namespace of the probes, which are never stored; it has to exist. Empty: "default".
 	Namespace     string
-	Settle        time.Duration        // how long to wait for KindCRD. Zero: 30 s
 	Retry         time.Duration        // Zero: 200 ms
 	Logger        *slog.Logger         // Nil: silence
 	MeterProvider metric.MeterProvider // Nil: none
@@ -79,7 +93,6 @@ func NewBarrier(o BarrierOptions) (*Barrier, error) {
 		return nil, fmt.Errorf("make a barrier: kind %q has no CA bundle", o.Kind)
 	}
 	o.Namespace = cmp.Or(o.Namespace, metav1.NamespaceDefault)
-	o.Settle = cmp.Or(o.Settle, defaultSettle)
 	a, err := newAsking(o.Config, o.APIServers, o.Retry, o.Logger, o.MeterProvider, o.Now)
 	if err != nil {
 		return nil, fmt.Errorf("make a barrier: %w", err)
@@ -97,57 +110,93 @@ func (b *Barrier) Prove(ctx context.Context, claim Claim) (_ Proof, err error) {
 	if len(validation.IsDNS1123Label(claim.Generation)) > 0 {
 		return Proof{}, fmt.Errorf("prove what was published: generation %q is no DNS label", claim.Generation)
 	}
-	if b.o.Kind == KindCRD {
-		return b.settle(ctx)
-	}
 	b.removeOld(ctx)
 	name := "0-tracehook-barrier-" + claim.Generation // sorts early: API servers call mutating webhooks in that order
-	if b.o.Kind == KindAPIService {
+	switch b.o.Kind {
+	case KindAPIService:
 		name = barrierVersion + "." + claim.Generation + "." + barrierKey
+	case KindCRD:
+		name = pluralOf(claim.Generation) + "." + barrierKey
 	}
 	defer func() {
 		if removed := b.remove(ctx, name); removed != nil {
 			err = errors.Join(err, fmt.Errorf("remove %s %s, which is not needed any more: %w", b.o.Kind, name, removed))
 		}
 	}()
-	raised := 0
+	raised, uid := 0, types.UID("")
+	raise := func(forms int) func(context.Context) error {
+		return func(ctx context.Context) error {
+			for ; raised < forms; raised++ {
+				object := b.object(name, claim.Generation, raised)
+				object.SetUID(uid) // if somebody removes it, it must not be made anew unnoticed
+				written, err := b.objects.Apply(ctx, name, object, metav1.ApplyOptions{FieldManager: "tracehook-barrier", Force: true})
+				if err != nil {
+					return fmt.Errorf("write %s %s: %w", b.o.Kind, name, err)
+				}
+				uid = written.GetUID()
+			}
+			return nil
+		}
+	}
 	ask := b.asking
-	ask.prepare = func(ctx context.Context) error {
-		for ; raised < 2; raised++ {
-			if err := b.apply(ctx, b.object(name, claim.Generation, raised == 1)); err != nil {
-				return fmt.Errorf("write %s %s: %w", b.o.Kind, name, err)
+	proof, err := ask.timed(ctx, func(ctx context.Context) (proof Proof, err error) {
+		if b.o.Kind != KindCRD {
+			ask.prepare = raise(2)
+			ask.arrived = func(ctx context.Context, server apiServer) error {
+				if b.o.Kind == KindAPIService {
+					return b.aggregated(ctx, server, claim.Generation)
+				}
+				return b.stopped(ctx, server, claim.Generation)
+			}
+			return ask.all(ctx)
+		}
+		for seen := 0; seen < formsOfCRD; seen++ {
+			form := raised
+			ask.prepare = raise(form + 1)
+			ask.arrived = func(ctx context.Context, server apiServer) error {
+				return b.served(ctx, server, claim.Generation, form)
+			}
+			before := proof.Servers
+			if proof, err = ask.all(ctx); err != nil {
+				return Proof{}, err
+			}
+			if !slices.Equal(before, proof.Servers) {
+				seen = 0 // one that came has seen no form before
 			}
 		}
-		return nil
-	}
-	ask.arrived = func(ctx context.Context, server apiServer) error {
-		if b.o.Kind == KindAPIService {
-			return b.aggregated(ctx, server, claim.Generation)
-		}
-		return b.stopped(ctx, server, claim.Generation)
-	}
-	proof, err := ask.untilAll(ctx)
+		return proof, nil
+	})
 	if err != nil {
 		return Proof{}, fmt.Errorf("prove generation %s: %w", claim.Generation, err)
 	}
 	return proof, nil
 }
 
-func (b *Barrier) settle(ctx context.Context) (Proof, error) {
-	select {
-	case <-ctx.Done():
-		return Proof{}, fmt.Errorf("wait until a CA bundle is in force: %w", context.Cause(ctx))
-	case <-time.After(b.o.Settle):
-		return Proof{Time: b.now(), Certainty: Assumed}, nil
-	}
-}
+// pluralOf is the resource of a CRD.
+func pluralOf(generation string) string { return "barrier-" + generation }
 
-// object is the barrier, made or changed.
-func (b *Barrier) object(name, generation string, changed bool) *unstructured.Unstructured {
+// columnOf is what a form of a CRD shows.
+func columnOf(generation string, form int) string { return fmt.Sprintf("%s-%d", generation, form) }
+
+// object is the barrier: as it is made in form 0, changed in others.
+func (b *Barrier) object(name, generation string, form int) *unstructured.Unstructured {
 	resource := resources[b.o.Kind]
 	object := map[string]any{
 		"apiVersion": resource.GroupVersion().String(), "kind": b.o.Kind,
 		"metadata": map[string]any{"name": name, "labels": map[string]any{barrierKey: generation}},
+	}
+	if b.o.Kind == KindCRD {
+		plural := pluralOf(generation)
+		object["spec"] = map[string]any{
+			"group": barrierKey, "scope": "Cluster",
+			"names": map[string]any{"plural": plural, "singular": plural, "kind": plural, "listKind": plural + "-list"},
+			"versions": []any{map[string]any{
+				"name": barrierVersion, "served": true, "storage": true,
+				"schema":                   map[string]any{"openAPIV3Schema": map[string]any{"type": "object"}},
+				"additionalPrinterColumns": []any{map[string]any{"name": columnOf(generation, form), "type": "string", "jsonPath": ".metadata.name"}},
+			}},
+		}
+		return &unstructured.Unstructured{Object: object}
 	}
 	service := map[string]any{"namespace": b.o.Namespace, "name": nowhere}
 	if b.o.Kind == KindAPIService {
@@ -155,7 +204,7 @@ func (b *Barrier) object(name, generation string, changed bool) *unstructured.Un
 			"group": generation + "." + barrierKey, "version": barrierVersion,
 			"groupPriorityMinimum": int64(1), "versionPriority": int64(1),
 		}
-		if changed {
+		if form > 0 {
 			service["port"] = int64(defaultPort)
 			spec["service"] = service
 		}
@@ -163,7 +212,7 @@ func (b *Barrier) object(name, generation string, changed bool) *unstructured.Un
 		return &unstructured.Unstructured{Object: object}
 	}
 	selected := "nobody"
-	if changed {
+	if form > 0 {
 		selected = generation
 	}
 	object["webhooks"] = []any{map[string]any{
@@ -176,11 +225,6 @@ func (b *Barrier) object(name, generation string, changed bool) *unstructured.Un
 		}},
 	}}
 	return &unstructured.Unstructured{Object: object}
-}
-
-func (b *Barrier) apply(ctx context.Context, object *unstructured.Unstructured) error {
-	_, err := b.objects.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: "tracehook-barrier", Force: true})
-	return err
 }
 
 // stopped: the API server's own refusal shows that it has the webhook, in its changed form.
@@ -212,6 +256,26 @@ func (b *Barrier) aggregated(ctx context.Context, server apiServer, generation s
 		return errors.New("somebody answers where nobody should")
 	}
 	return err
+}
+
+// served: the columns of a list are those of the form that the API server serves.
+func (b *Barrier) served(ctx context.Context, server apiServer, generation string, form int) error {
+	answer, err := server.clients.Discovery().RESTClient().Get().
+		AbsPath("/apis", barrierKey, barrierVersion, pluralOf(generation)).
+		SetHeader("Accept", "application/json;as=Table;g=meta.k8s.io;v=v1").MaxRetries(0).DoRaw(ctx)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	var table metav1.Table
+	if err == nil {
+		if err := json.Unmarshal(answer, &table); err != nil {
+			return fmt.Errorf("read its columns: %w", err)
+		}
+	}
+	if !slices.ContainsFunc(table.ColumnDefinitions, func(c metav1.TableColumnDefinition) bool { return c.Name == columnOf(generation, form) }) {
+		return errors.New("it has not loaded what was published last")
+	}
+	return nil
 }
 
 // remove removes a barrier; one that is not there is removed.

@@ -102,6 +102,17 @@ func (s *stranger) aggregated(ctx context.Context, clients kubernetes.Interface)
 	return err
 }
 
+// converted asks for what is stored in another version, alone and in a list. With client-go's retries: after each change of a
+// CRD its lists are asked to come back in a second (429). A conversion that fails is not asked to.
+func (s *stranger) converted(ctx context.Context, clients kubernetes.Interface) error {
+	for _, what := range []string{"widgets/one", "widgets"} {
+		if _, err := clients.CoreV1().RESTClient().Get().AbsPath("/apis", s.group(), "v2", what).DoRaw(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // inForce waits until calls through both API servers come to the stranger, whether they succeed or not.
 func (s *stranger) inForce(t *testing.T, call func(context.Context, kubernetes.Interface) error, works bool) {
 	t.Helper()

@@ -57,6 +57,12 @@ var starts = []start{
 		s.validate(t, pemOf(root), nil)
 		return s, []call{s.admission}
 	}},
+	{name: "conversion", install: func(t *testing.T) (*stranger, []call) {
+		authority := forge(t, nil, ca("CA of the operator"))
+		s := startStranger(t, "conversion", forge(t, &authority, host("conversion")))
+		s.define(t, pemOf(authority))
+		return s, []call{s.converted}
+	}},
 	{name: "to-cert-manager", install: func(t *testing.T) (*stranger, []call) {
 		authority, theirs := forge(t, nil, ca("policy CA")), forge(t, nil, ca("cert-manager's CA"))
 		s := startStranger(t, "to-cert-manager", forge(t, &authority, host("to-cert-manager")))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ import (
 	"github.com/tracehook/tracehook/certs"
 )
 
-// stranger is a server of somebody else's: webhook and aggregated API in one. It serves the pair of the Secret that its
+// stranger is a server of somebody else's: webhook, conversion webhook and aggregated API in one. It serves the pair of the Secret that its
 // Deployment mounts, as a pod would, only sooner.
 type stranger struct {
 	namespace string // also the name of everything in it
@@ -128,6 +129,11 @@ func (s *stranger) answer(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"%s/v1","resources":[]}`, s.group())
 		return
 	}
+	if r.URL.Path == "/convert" {
+		s.calls.Add(1)
+		convert(w, r)
+		return
+	}
 	var review admissionreview.AdmissionReview
 	if err := json.NewDecoder(r.Body).Decode(&review); err != nil || review.Request == nil {
 		http.Error(w, "no AdmissionReview", http.StatusBadRequest)
@@ -137,6 +143,28 @@ func (s *stranger) answer(w http.ResponseWriter, r *http.Request) {
 	review.Response = &admissionreview.AdmissionResponse{UID: review.Request.UID, Allowed: true}
 	review.Request = nil
 	_ = json.NewEncoder(w).Encode(review) // who hung up is told nothing
+}
+
+// convert changes nothing but the version.
+func convert(w http.ResponseWriter, r *http.Request) {
+	var review struct {
+		metav1.TypeMeta
+		Request struct {
+			UID               string
+			DesiredAPIVersion string
+			Objects           []map[string]any
+		}
+	}
+	if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+		http.Error(w, "no ConversionReview", http.StatusBadRequest)
+		return
+	}
+	for _, object := range review.Request.Objects {
+		object["apiVersion"] = review.Request.DesiredAPIVersion
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": review.APIVersion, "kind": review.Kind, "response": map[string]any{
+		"uid": review.Request.UID, "result": map[string]any{"status": metav1.StatusSuccess}, "convertedObjects": review.Request.Objects,
+	}}) // who hung up is told nothing
 }
 
 func (s *stranger) group() string { return s.namespace + ".example.com" }
@@ -201,6 +229,45 @@ func (s *stranger) aggregate(t *testing.T) {
 	t.Cleanup(func() {
 		must(t, resource.Delete(context.Background(), "v1."+s.group(), metav1.DeleteOptions{}))
 	})
+}
+
+// define installs a CRD of two versions, and an object of it that is stored in the first.
+func (s *stranger) define(t *testing.T, bundle []byte) {
+	t.Helper()
+	objects := dynamic.NewForConfigOrDie(shared.RESTConfig)
+	resource := objects.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	version := func(name string, stored bool) map[string]any {
+		return map[string]any{"name": name, "served": true, "storage": stored, "schema": map[string]any{"openAPIV3Schema": map[string]any{"type": "object"}}}
+	}
+	name := "widgets." + s.group()
+	_, err := resource.Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": name},
+		"spec": map[string]any{
+			"group": s.group(), "scope": "Cluster", "names": map[string]any{"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
+			"versions": []any{version("v1", true), version("v2", false)},
+			"conversion": map[string]any{"strategy": "Webhook", "webhook": map[string]any{
+				"conversionReviewVersions": []any{"v1"},
+				"clientConfig": map[string]any{
+					"caBundle": base64.StdEncoding.EncodeToString(bundle),
+					"service":  map[string]any{"namespace": s.namespace, "name": s.namespace, "port": int64(s.port), "path": "/convert"},
+				},
+			}},
+		},
+	}}, metav1.CreateOptions{})
+	must(t, err)
+	t.Cleanup(func() { must(t, resource.Delete(context.Background(), name, metav1.DeleteOptions{})) })
+	widgets := objects.Resource(schema.GroupVersionResource{Group: s.group(), Version: "v1", Resource: "widgets"})
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		_, err := widgets.Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": s.group() + "/v1", "kind": "Widget", "metadata": map[string]any{"name": "one"},
+		}}, metav1.CreateOptions{})
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 }
 
 func writeSecret(t *testing.T, namespace, name string, annotations map[string]string, chain ...certs.KeyPair) {
