@@ -22,6 +22,10 @@ package certs
 // each seen at the same API servers before the next is written: one of the three changes was seen for the right
 // reason. Meanwhile discovery lists the group.
 //
+// A webhook that does not arrive is changed again from time to time. An API server may keep the form before the last for
+// good: it reads all configurations, is told of a change, forgets what it had made of that one, and only then stores what it
+// made of the form it had read (1.36; getConfiguration against UpdateFunc in k8s.io/apiserver). The next change ends that.
+//
 // It proves that the bundle is loaded, for requests that begin after it, and nothing about the certificate. What was under way
 // ends with the client it began with.
 
@@ -48,8 +52,8 @@ import (
 )
 
 const (
-	// barrierKey is the label of probes, with the generation, and of what is made for them. It is the name of
-	// the webhook as well, the group of the CRDs, and the parent of the APIServices' groups.
+	// barrierKey is the label of probes, with the generation, and of what is made for them. It is the end of the
+	// webhooks' names as well, the group of the CRDs, and the parent of the APIServices' groups.
 	barrierKey     = "barrier.tracehook.dev"
 	barrierVersion = "v1"
 	nowhere        = "tracehook-barrier-leads-nowhere" // a Service that does not exist
@@ -57,6 +61,9 @@ const (
 	// left: a barrier this old is nobody's any more.
 	left          = 10 * time.Minute
 	removeTimeout = 10 * time.Second
+
+	// nudgeAfter so many rounds a webhook that has not arrived is changed again.
+	nudgeAfter = 10
 
 	// formsOfCRD: the first, one for each wrong reason, and one.
 	formsOfCRD = 4
@@ -138,10 +145,27 @@ func (b *Barrier) Prove(ctx context.Context, claim Claim) (_ Proof, err error) {
 			return nil
 		}
 	}
+	// nudged is a webhook in its last form, changed once more every now and then.
+	nudged := func(ctx context.Context, round int) error {
+		if err := raise(2)(ctx); err != nil || round == 0 || round%nudgeAfter != 0 || b.o.Kind == KindAPIService {
+			return err
+		}
+		object := b.object(name, claim.Generation, 1)
+		object.SetUID(uid)
+		object.SetAnnotations(map[string]string{barrierKey: fmt.Sprintf("nudge-%d", round/nudgeAfter)})
+		if _, err := b.objects.Apply(ctx, name, object, metav1.ApplyOptions{FieldManager: "tracehook-barrier", Force: true}); err != nil {
+			return fmt.Errorf("write %s %s again: %w", b.o.Kind, name, err)
+		}
+		return nil
+	}
 	ask := b.asking
 	proof, err := ask.timed(ctx, func(ctx context.Context) (proof Proof, err error) {
 		if b.o.Kind != KindCRD {
-			ask.prepare = raise(2)
+			round := 0
+			ask.prepare = func(ctx context.Context) error {
+				defer func() { round++ }()
+				return nudged(ctx, round)
+			}
 			ask.arrived = func(ctx context.Context, server apiServer) error {
 				if b.o.Kind == KindAPIService {
 					return b.aggregated(ctx, server, claim.Generation)
@@ -216,7 +240,7 @@ func (b *Barrier) object(name, generation string, form int) *unstructured.Unstru
 		selected = generation
 	}
 	object["webhooks"] = []any{map[string]any{
-		"name": barrierKey, "admissionReviewVersions": []any{"v1"}, "sideEffects": "None", "failurePolicy": "Fail", "timeoutSeconds": int64(1),
+		"name": b.webhook(), "admissionReviewVersions": []any{"v1"}, "sideEffects": "None", "failurePolicy": "Fail", "timeoutSeconds": int64(1),
 		"clientConfig":      map[string]any{"service": service},
 		"namespaceSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/metadata.name": b.o.Namespace}},
 		"objectSelector":    map[string]any{"matchLabels": map[string]any{barrierKey: selected}},
@@ -237,10 +261,18 @@ func (b *Barrier) stopped(ctx context.Context, server apiServer, generation stri
 	switch {
 	case err == nil:
 		return errors.New("it has not loaded what was published last")
-	case strings.Contains(err.Error(), fmt.Sprintf("failed calling webhook %q", barrierKey)):
+	case strings.Contains(err.Error(), fmt.Sprintf("failed calling webhook %q", b.webhook())):
 		return nil
 	}
-	return err
+	return err // also a barrier of the other kind, which is called first and not forgotten yet
+}
+
+// webhook is its name: one for each kind, so that a barrier of one kind proves nothing of the other.
+func (b *Barrier) webhook() string {
+	if b.o.Kind == KindMutating {
+		return "mutating." + barrierKey
+	}
+	return "validating." + barrierKey
 }
 
 // aggregated: only an APIService with a Service is unavailable; none, or a local one, is not found.

@@ -75,6 +75,34 @@ func TestMergingBundles(t *testing.T) {
 	}
 }
 
+func TestATouchedBundleIsAnotherWithTheSameCertificates(t *testing.T) {
+	ca, err := certs.NewCA(certs.CAOptions{Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := ca.CertificatePEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	touch := certs.BundleChange{Touch: true}
+	once, done := certs.MergeBundle(text, touch, now)
+	if bytes.Equal(once, text) || len(done) != 1 {
+		t.Errorf("touched once it is the same: %q", done)
+	}
+	if in, ignored := certs.ParseBundle(once); len(in) != 1 || !in[0].Equal(ca.Certificate) || len(ignored) > 0 {
+		t.Errorf("touched it holds %d certificates and %q", len(in), ignored)
+	}
+	if twice, _ := certs.MergeBundle(once, touch, now); !bytes.Equal(twice, text) {
+		t.Errorf("touched twice it is\n%q, want\n%q", twice, text)
+	}
+	if _, done := certs.MergeBundle(once, certs.BundleChange{Add: []*x509.Certificate{ca.Certificate}}, now); len(done) > 0 {
+		t.Errorf("what was touched wants changing: %q", done)
+	}
+	if nothing, done := certs.MergeBundle(nil, touch, now); len(nothing) > 0 || len(done) > 0 {
+		t.Errorf("touching nothing makes %q: %q", nothing, done)
+	}
+}
+
 func later(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) }
 
 func forgeLeaf(t testing.TB, ca certs.KeyPair) certs.KeyPair {

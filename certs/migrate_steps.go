@@ -201,9 +201,25 @@ func (r *migrateRun) prove(ctx context.Context) (StepDone, error) {
 	if err != nil {
 		return StepDone{}, err
 	}
-	proof, err := provers.Prove(ctx, Claim{Generation: fmt.Sprintf("migrate-%d", r.o.Now().UnixNano()), Bundle: r.state.data[ServingCA]})
+	claim := func() Claim {
+		return Claim{Generation: fmt.Sprintf("migrate-%d", r.o.Now().UnixNano()), Bundle: r.state.data[ServingCA]}
+	}
+	proof, err := provers.Prove(ctx, claim())
 	if err != nil {
 		return StepDone{}, err
+	}
+	again := false
+	for _, t := range r.targets {
+		touched, err := touch(ctx, r.publisher, t.Ref(), r.o.Now())
+		if err != nil {
+			return StepDone{}, err
+		}
+		again = again || touched
+	}
+	if again {
+		if proof, err = provers.Prove(ctx, claim()); err != nil {
+			return StepDone{}, err
+		}
 	}
 	return StepDone{Certainty: proof.Certainty, Result: "loaded by " + strings.Join(proof.Servers, ", ")}, nil
 }

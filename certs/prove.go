@@ -71,6 +71,21 @@ func (p Provers) Prove(ctx context.Context, claim Claim) (Proof, error) {
 	return whole, nil
 }
 
+// touch changes a webhook configuration whose bundle is proven, without another meaning; what was proven is to be proven once more then.
+// An API server may have made something of the form before the last, and keep it for good: it reads all configurations, hears of
+// a change, forgets what it had made of that one, and only then stores what it made of the form that it had read (1.36,
+// getConfiguration against UpdateFunc in k8s.io/apiserver). The next change ends that, and what it can keep then has the
+// bundle, because every API server is known to read it by now. Nothing is done for other kinds.
+func touch(ctx context.Context, publisher BundlePublisher, ref Ref, now time.Time) (touched bool, err error) {
+	if ref.Kind != KindMutating && ref.Kind != KindValidating {
+		return false, nil
+	}
+	if _, err := publisher.Publish(ctx, ref, BundleChange{Touch: true}, now); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
 // lesser is the one that says less.
 func lesser(a, b Certainty) Certainty {
 	order := []Certainty{Assumed, Sampled, Proven}
