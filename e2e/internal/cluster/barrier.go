@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,40 +62,56 @@ func (c *Cluster) inForce(ctx context.Context, clients kubernetes.Interface) (er
 	// Made, then changed, and only the change is waited for: an API server may come
 	// across a new configuration while it still remembers an old form of another one,
 	// but it forgets old forms in order.
-	for _, generation := range []string{"made", "changed"} {
-		configuration := admissionapply.MutatingWebhookConfiguration(barrierWebhook).WithWebhooks(
-			admissionapply.MutatingWebhook().
-				WithName(barrierWebhook).
-				WithAdmissionReviewVersions("v1").
-				WithSideEffects(admissionv1.SideEffectClassNone).
-				WithFailurePolicy(admissionv1.Fail).
-				WithClientConfig(admissionapply.WebhookClientConfig().WithService(admissionapply.ServiceReference().
-					WithNamespace(webhookNamespace).WithName(barrierService).WithPort(barrierPort))).
-				WithObjectSelector(metaapply.LabelSelector().
-					WithMatchLabels(map[string]string{barrierWebhook: generation})).
-				WithRules(admissionapply.RuleWithOperations().WithOperations(admissionv1.Create).
-					WithAPIGroups("").WithAPIVersions("v1").WithResources("configmaps")))
+	write := func(generation string, again int) error {
+		configuration := admissionapply.MutatingWebhookConfiguration(barrierWebhook).
+			WithAnnotations(map[string]string{barrierWebhook: strconv.Itoa(again)}).
+			WithWebhooks(
+				admissionapply.MutatingWebhook().
+					WithName(barrierWebhook).
+					WithAdmissionReviewVersions("v1").
+					WithSideEffects(admissionv1.SideEffectClassNone).
+					WithFailurePolicy(admissionv1.Fail).
+					WithClientConfig(admissionapply.WebhookClientConfig().WithService(admissionapply.ServiceReference().
+						WithNamespace(webhookNamespace).WithName(barrierService).WithPort(barrierPort))).
+					WithObjectSelector(metaapply.LabelSelector().
+						WithMatchLabels(map[string]string{barrierWebhook: generation})).
+					WithRules(admissionapply.RuleWithOperations().WithOperations(admissionv1.Create).
+						WithAPIGroups("").WithAPIVersions("v1").WithResources("configmaps")))
 		if _, err := webhooks.Apply(ctx, configuration, options); err != nil {
 			return fmt.Errorf("write barrier: %w", err)
 		}
+		return nil
 	}
+	for _, generation := range []string{"made", "changed"} {
+		if err := write(generation, 0); err != nil {
+			return err
+		}
+	}
+	// An API server may keep the form before the last until the next change: see certs/barrier.go.
+	nudge := func(again int) error { return write("changed", again) }
 
 	for _, server := range c.running() {
-		if err := server.atBarrier(ctx, "changed"); err != nil {
+		if err := server.atBarrier(ctx, "changed", nudge); err != nil {
 			return fmt.Errorf("%s: %w", server.Name, err)
 		}
 	}
 	return nil
 }
 
-// atBarrier returns when the API server has arrived at that generation of the barrier.
-func (s *APIServer) atBarrier(ctx context.Context, generation string) error {
+// atBarrier returns when the API server has arrived at that generation of the barrier, which is written again every now and
+// then.
+func (s *APIServer) atBarrier(ctx context.Context, generation string, nudge func(again int) error) error {
 	clients, err := kubernetes.NewForConfig(s.RESTConfig)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
 	probe := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: barrierService, Labels: map[string]string{barrierWebhook: generation}}}
-	for {
+	for round := 1; ; round++ {
+		if round%100 == 0 { // two seconds
+			if err := nudge(round); err != nil {
+				return err
+			}
+		}
 		// In the namespace that the shipped manifests keep away from: a probe that comes
 		// before the barrier does must not be a call of tracehook, either.
 		_, err := clients.CoreV1().ConfigMaps(webhookNamespace).
