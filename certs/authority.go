@@ -4,6 +4,7 @@ package certs
 // that nothing can be made of; after the start none.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,16 +109,16 @@ func NewAuthority(o AuthorityOptions) (*Authority, error) {
 	case o.CALifetime < 0 || o.LeafLifetime < 0 || o.Soak < 0 || o.Settle < 0:
 		return nil, errors.New("make an authority: a duration is negative")
 	}
-	orString(&o.CASecret, DefaultCASecret)
-	orString(&o.ServingSecret, DefaultServingSecret)
-	orString(&o.LeaseName, DefaultLeaseName)
-	orDuration(&o.CALifetime, DefaultCALifetime)
-	orDuration(&o.LeafLifetime, DefaultLeafLifetime)
-	orDuration(&o.Soak, DefaultSoak)
-	orDuration(&o.Settle, DefaultSettle)
-	orDuration(&o.LeaseDuration, 15*time.Second)
-	orDuration(&o.RenewDeadline, 10*time.Second)
-	orDuration(&o.RetryPeriod, 2*time.Second)
+	o.CASecret = cmp.Or(o.CASecret, DefaultCASecret)
+	o.ServingSecret = cmp.Or(o.ServingSecret, DefaultServingSecret)
+	o.LeaseName = cmp.Or(o.LeaseName, DefaultLeaseName)
+	o.CALifetime = cmp.Or(o.CALifetime, DefaultCALifetime)
+	o.LeafLifetime = cmp.Or(o.LeafLifetime, DefaultLeafLifetime)
+	o.Soak = cmp.Or(o.Soak, DefaultSoak)
+	o.Settle = cmp.Or(o.Settle, DefaultSettle)
+	o.LeaseDuration = cmp.Or(o.LeaseDuration, 15*time.Second)
+	o.RenewDeadline = cmp.Or(o.RenewDeadline, 10*time.Second)
+	o.RetryPeriod = cmp.Or(o.RetryPeriod, 2*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -133,18 +134,6 @@ func NewAuthority(o AuthorityOptions) (*Authority, error) {
 	}
 	return &Authority{o: o, tel: tel, wall: time.Now,
 		store: store{clients: o.Clients, namespace: o.Namespace, ca: o.CASecret, serving: o.ServingSecret}}, nil
-}
-
-func orString(s *string, fallback string) {
-	if *s == "" {
-		*s = fallback
-	}
-}
-
-func orDuration(d *time.Duration, fallback time.Duration) {
-	if *d == 0 {
-		*d = fallback
-	}
 }
 
 // settle is the Prover of those who can ask nobody.
