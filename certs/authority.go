@@ -167,24 +167,26 @@ func (a *Authority) campaign(ctx context.Context) error {
 	election = klog.NewContext(election, logr.FromSlogHandler(a.o.Logger.Handler())) // what client-go has to say
 	defer resign()
 	var leading sync.Mutex // held while there is work
+	work, stop := context.WithCancel(ctx)
+	defer stop()
+	term := &lease{duration: a.o.LeaseDuration, lost: stop, now: time.Now, Interface: &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Name: a.o.LeaseName, Namespace: a.o.Namespace},
+		Client:     a.o.Clients.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: a.o.Identity},
+	}}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Name: a.o.LeaseName, Namespace: a.o.Namespace},
-			Client:     a.o.Clients.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: a.o.Identity},
-		},
+		Lock:          term,
 		LeaseDuration: a.o.LeaseDuration, RenewDeadline: a.o.RenewDeadline, RetryPeriod: a.o.RetryPeriod,
 		ReleaseOnCancel: true,
 		Name:            a.o.LeaseName,
 		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: func(lease context.Context) {
+			OnStartedLeading: func(elected context.Context) {
+				defer resign() // whyever the term ended, the next begins with a campaign
 				leading.Lock()
 				defer leading.Unlock()
-				work, stop := context.WithCancel(ctx)
-				defer stop()
-				defer context.AfterFunc(lease, stop)()
-				if lease.Err() == nil && ctx.Err() == nil {
-					a.lead(work)
+				defer context.AfterFunc(elected, stop)()
+				if elected.Err() == nil {
+					a.lead(work, term)
 				}
 			},
 			OnStoppedLeading: func() {},

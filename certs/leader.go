@@ -40,6 +40,7 @@ type failure struct {
 // leader is one term of office.
 type leader struct {
 	*Authority
+	term     *lease
 	changed  <-chan struct{}
 	steps    *rate.Limiter
 	failed   *failure // nil: nothing
@@ -50,14 +51,17 @@ type leader struct {
 // errChanged: what was being done is no longer what should be done.
 var errChanged = errors.New("given up, as something else is to be done first")
 
-func (a *Authority) lead(ctx context.Context) {
+// lead works until ctx ends or the term does.
+func (a *Authority) lead(ctx context.Context, term *lease) {
 	a.tel.leads(true)
 	defer a.tel.leads(false)
 	a.o.Logger.InfoContext(ctx, "leading the certificate authority", "identity", a.o.Identity)
+	ctx, stop := context.WithCancel(ctx)
 	changed, wait := a.watch(klog.NewContext(ctx, logr.FromSlogHandler(a.o.Logger.Handler())))
 	defer wait()
-	l := &leader{Authority: a, changed: changed, steps: rate.NewLimiter(stepsPerSecond, stepBurst)}
-	for ctx.Err() == nil {
+	defer stop() // and then wait
+	l := &leader{Authority: a, term: term, changed: changed, steps: rate.NewLimiter(stepsPerSecond, stepBurst)}
+	for ctx.Err() == nil && term.held() {
 		l.turn(ctx)
 	}
 	a.o.Logger.InfoContext(ctx, "leading the certificate authority no longer", "identity", a.o.Identity)
@@ -106,7 +110,7 @@ func (l *leader) turn(ctx context.Context) {
 	stepCtx, span := l.tel.step(ctx, action, s.Phase, reason)
 	after, err := l.act(stepCtx, s, &found, action, reason, now)
 	switch {
-	case errors.Is(err, errChanged) || ctx.Err() != nil:
+	case errors.Is(err, errChanged) || errors.Is(err, errLease) || ctx.Err() != nil:
 		span.End() // it did not come to an end of its own
 		return
 	case apierrors.IsConflict(err):
@@ -247,6 +251,9 @@ func (l *leader) act(ctx context.Context, s State, found *secrets, action Action
 	if action.Step == StepPublish {
 		var errs []error
 		for _, ref := range action.Targets {
+			if !l.term.held() {
+				return s, errLease
+			}
 			call, cancel := context.WithTimeout(ctx, publishTimeout)
 			done, err := l.o.Publisher.Publish(call, ref, action.Change, now)
 			cancel()
@@ -265,20 +272,28 @@ func (l *leader) act(ctx context.Context, s State, found *secrets, action Action
 // commit stores a state: the CA's Secret first, so that whoever read an older one stops there.
 func (l *leader) commit(ctx context.Context, found *secrets, before, after State, status Status) error {
 	if after.caDiffers(before) {
-		written, err := l.store.write(ctx, l.o.CASecret, found.ca, after.encodeCA)
+		written, err := l.write(ctx, l.o.CASecret, found.ca, after.encodeCA)
 		if err != nil {
 			return err
 		}
 		found.ca = written
 	}
 	if after.servingDiffers(before) {
-		written, err := l.store.write(ctx, l.o.ServingSecret, found.serving, func(secret *corev1.Secret) error { return after.encodeServing(secret, status) })
+		written, err := l.write(ctx, l.o.ServingSecret, found.serving, func(secret *corev1.Secret) error { return after.encodeServing(secret, status) })
 		if err != nil {
 			return err
 		}
 		found.serving = written
 	}
 	return nil
+}
+
+// write is store.write, for as long as the term lasts.
+func (l *leader) write(ctx context.Context, name string, secret *corev1.Secret, change func(*corev1.Secret) error) (*corev1.Secret, error) {
+	if !l.term.held() {
+		return nil, errLease
+	}
+	return l.store.write(ctx, name, secret, change)
 }
 
 func (l *leader) status(s State, step Step, reason string, now time.Time) Status {
@@ -385,14 +400,14 @@ func newGeneration() string { return "g" + strings.ToLower(rand.Text()[:12]) }
 func (l *leader) tell(ctx context.Context, found *secrets, s State, status Status, now time.Time) {
 	status.Leader, status.Time = l.o.Identity, now.UTC().Truncate(time.Second)
 	if found.serving != nil && !sameStatus(statusOf(found.serving), status) {
-		written, err := l.store.write(ctx, l.o.ServingSecret, found.serving, func(secret *corev1.Secret) error {
+		written, err := l.write(ctx, l.o.ServingSecret, found.serving, func(secret *corev1.Secret) error {
 			e := encoder{secret: secret}
 			e.annotation(statusAnnotation, status)
 			return e.err
 		})
 		if err == nil {
 			found.serving = written
-		} else if ctx.Err() == nil && !apierrors.IsConflict(err) { // then it is told at the next step
+		} else if ctx.Err() == nil && !errors.Is(err, errLease) && !apierrors.IsConflict(err) { // then it is told at the next step
 			l.o.Logger.WarnContext(ctx, "the status cannot be written", "error", err)
 		}
 	}

@@ -87,10 +87,7 @@ func TestARolloutDuringARolloverFailsNoRequest(t *testing.T) {
 	d := deploy(ctx, t, "certs-managed", "--shutdown-delay=500ms")
 	before := d.look(ctx, t)
 	underLoad(ctx, t, d.front, cut, 1000, func(ctx context.Context, _ *load.Load) {
-		request := certs.RotationRequest{What: certs.RotateCA, Time: time.Now()}
-		if err := certs.RequestRotation(ctx, shared.clients, namespace, certs.DefaultServingSecret, request); err != nil {
-			t.Fatal(err)
-		}
+		request := d.request(ctx, t, certs.RotateCA)
 		for _, w := range d.replicas {
 			d.await(ctx, t, "begun", func(s certs.Status) bool { return !s.Request.Before(request.Time) })
 			if code, err := w.Stop(); err != nil || code != 0 {
