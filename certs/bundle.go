@@ -22,7 +22,7 @@ type BundleChange struct {
 	// Only: nothing stays but what is added.
 	Only bool
 	// Touch writes the same certificates with an empty line more or less if there is nothing to change, so that API servers
-	// hear of a change: see touch in prove.go.
+	// hear of a change: see proveAndTouch in prove.go.
 	Touch bool
 	// Verify sets insecureSkipTLSVerify of an APIService to false in the same update. MergeBundle
 	// has no use for it.

@@ -10,9 +10,7 @@ package certs
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"strings"
 	"sync"
 	"time"
 
@@ -357,43 +355,29 @@ func (l *leader) prove(ctx context.Context, s State) (*Proof, error) {
 	if len(bundles) == 0 {
 		return &Proof{Certainty: Assumed}, nil // nobody is sent here
 	}
-	claim := Claim{Generation: newGeneration(), Bundle: bundles[0].Bundle, Leaf: s.Leaf.Certificate}
+	leaf := s.Leaf.Certificate
 	if s.Phase.overlapping() {
-		claim.Leaf = s.NextLeaf.Certificate
+		leaf = s.NextLeaf.Certificate
 	}
-	proof, err := l.o.Prover.Prove(ctx, claim)
+	var proof Proof
+	var err error
+	if s.Phase.overlapping() && s.NextCross == nil { // nothing vouches for the next CA but the bundles
+		claim := func() (Claim, error) {
+			live, err := l.o.Publisher.Live(ctx, bundles[0].Ref)
+			if err != nil {
+				return Claim{}, err
+			}
+			return Claim{Generation: newGeneration(), Bundle: live[0].Bundle, Leaf: leaf}, nil
+		}
+		proof, err = proveAndTouch(ctx, l.o.Prover, claim, l.o.Publisher, l.o.Targets, func() time.Time { return l.now(ctx) })
+	} else {
+		proof, err = l.o.Prover.Prove(ctx, Claim{Generation: newGeneration(), Bundle: bundles[0].Bundle, Leaf: leaf})
+	}
 	if err != nil {
 		return nil, err
 	}
-	if !s.Phase.overlapping() || s.NextCross != nil {
-		return &proof, nil
-	}
-	// Nothing vouches for the next CA but the bundles.
-	again := false
-	for _, t := range s.Targets {
-		touched, err := touch(ctx, l.o.Publisher, t.Ref, l.now(ctx))
-		if err != nil && !apierrors.IsNotFound(err) {
-			return nil, err
-		}
-		again = again || touched
-		if len(t.Bundles) > 0 && t.Bundles[0].Ref == bundles[0].Ref {
-			live, err := l.o.Publisher.Live(ctx, t.Ref)
-			if err != nil {
-				return nil, err
-			}
-			claim.Bundle = live[0].Bundle
-		}
-	}
-	if again {
-		claim.Generation = newGeneration()
-		if proof, err = l.o.Prover.Prove(ctx, claim); err != nil {
-			return nil, err
-		}
-	}
 	return &proof, nil
 }
-
-func newGeneration() string { return "g" + strings.ToLower(rand.Text()[:12]) }
 
 // tell gives a status to whoever wants to know: the caller, and the readers of the serving Secret if there is
 // anything new to read.

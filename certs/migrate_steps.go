@@ -201,25 +201,16 @@ func (r *migrateRun) prove(ctx context.Context) (StepDone, error) {
 	if err != nil {
 		return StepDone{}, err
 	}
-	claim := func() Claim {
-		return Claim{Generation: fmt.Sprintf("migrate-%d", r.o.Now().UnixNano()), Bundle: r.state.data[ServingCA]}
+	var refs []Ref
+	for _, t := range r.targets {
+		refs = append(refs, t.Ref())
 	}
-	proof, err := provers.Prove(ctx, claim())
+	claim := func() (Claim, error) {
+		return Claim{Generation: newGeneration(), Bundle: r.state.data[ServingCA]}, nil
+	}
+	proof, err := proveAndTouch(ctx, provers, claim, r.publisher, refs, r.o.Now)
 	if err != nil {
 		return StepDone{}, err
-	}
-	again := false
-	for _, t := range r.targets {
-		touched, err := touch(ctx, r.publisher, t.Ref(), r.o.Now())
-		if err != nil {
-			return StepDone{}, err
-		}
-		again = again || touched
-	}
-	if again {
-		if proof, err = provers.Prove(ctx, claim()); err != nil {
-			return StepDone{}, err
-		}
 	}
 	return StepDone{Certainty: proof.Certainty, Result: "loaded by " + strings.Join(proof.Servers, ", ")}, nil
 }

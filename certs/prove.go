@@ -5,10 +5,14 @@ package certs
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"slices"
+	"strings"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 // Claim is what is to be proven.
@@ -71,20 +75,45 @@ func (p Provers) Prove(ctx context.Context, claim Claim) (Proof, error) {
 	return whole, nil
 }
 
-// touch changes a webhook configuration whose bundle is proven, without another meaning; what was proven is to be proven once more then.
-// An API server may have made something of the form before the last, and keep it for good: it reads all configurations, hears of
-// a change, forgets what it had made of that one, and only then stores what it made of the form that it had read (1.36,
-// getConfiguration against UpdateFunc in k8s.io/apiserver). The next change ends that, and what it can keep then has the
-// bundle, because every API server is known to read it by now. Nothing is done for other kinds.
-func touch(ctx context.Context, publisher BundlePublisher, ref Ref, now time.Time) (touched bool, err error) {
-	if ref.Kind != KindMutating && ref.Kind != KindValidating {
-		return false, nil
+// proveAndTouch proves a claim of what was published in targets, changes these without another meaning, and proves the claim once more.
+// An API server may have made something of the form before the last of a webhook configuration, and keep it for good: it reads
+// all configurations, hears of a change, forgets what it had made of that one, and only then stores what it made of the form that
+// it had read (1.36, getConfiguration against UpdateFunc in k8s.io/apiserver). The next change ends that, and what it can keep
+// then has the bundle, because every API server is known to read it by now. Other kinds are not touched.
+func proveAndTouch(ctx context.Context, prover Prover, claim func() (Claim, error), publisher BundlePublisher, targets []Ref, now func() time.Time) (Proof, error) {
+	before, err := claim()
+	if err != nil {
+		return Proof{}, err
 	}
-	if _, err := publisher.Publish(ctx, ref, BundleChange{Touch: true}, now); err != nil {
-		return false, err
+	proof, err := prover.Prove(ctx, before)
+	if err != nil {
+		return Proof{}, err
 	}
-	return true, nil
+	touched := false
+	for _, ref := range targets {
+		if ref.Kind != KindMutating && ref.Kind != KindValidating {
+			continue
+		}
+		switch _, err := publisher.Publish(ctx, ref, BundleChange{Touch: true}, now()); {
+		case apierrors.IsNotFound(err): // nobody is sent anywhere by it
+		case err != nil:
+			return Proof{}, err
+		default:
+			touched = true
+		}
+	}
+	if !touched {
+		return proof, nil
+	}
+	after, err := claim()
+	if err != nil {
+		return Proof{}, err
+	}
+	return prover.Prove(ctx, after)
 }
+
+// newGeneration is one that no claim had.
+func newGeneration() string { return "g" + strings.ToLower(rand.Text()[:12]) }
 
 // lesser is the one that says less.
 func lesser(a, b Certainty) Certainty {
