@@ -50,6 +50,17 @@ func lead(t *testing.T, port int, components ...string) {
 	}
 }
 
+// makeNamespace returns when controllers have put into it what they put into every one: nothing of what they write may be counted with
+// what a test does.
+func makeNamespace(t *testing.T, name string) {
+	t.Helper()
+	mustKubectl(t, "create", "namespace", name)
+	t.Cleanup(func() { mustKubectl(t, "delete", "namespace", name, "--wait=false") })
+	for _, object := range []string{"serviceaccount/default", "configmap/kube-root-ca.crt"} {
+		mustKubectl(t, "-n", name, "wait", "--for=create", object, "--timeout=30s")
+	}
+}
+
 // calls are those that a webhook of ours got, by the API server's counter, during do.
 func calls(t *testing.T, webhook string, do func()) int {
 	t.Helper()
@@ -88,10 +99,8 @@ const environmentWebhook, customWebhook = "environment.tracehook.dev", "custom-r
 // The API server's own count: what would be answered without a patch never leaves it, and what is to be stamped does.
 func TestTheAPIServerCallsOnlyForWhatMayBeStamped(t *testing.T) {
 	serve(t, "env-injection", "custom-resources")
-	// Controllers are quiet here: nothing of what they write may be counted with ours.
 	for _, name := range []string{"quiet", "asks"} {
-		mustKubectl(t, "create", "namespace", name)
-		t.Cleanup(func() { mustKubectl(t, "delete", "namespace", name, "--wait=false") })
+		makeNamespace(t, name)
 	}
 	mustKubectl(t, "label", "namespace", "asks", "tracehook.dev/inject-env=true")
 	mustKubectl(t, "apply", "-f", write(t, `
@@ -110,14 +119,6 @@ spec:
 `))
 	t.Cleanup(func() { mustKubectl(t, "delete", "crd/gadgets.example.org", "--wait=false") })
 	mustKubectl(t, "wait", "--for=condition=Established", "crd/gadgets.example.org")
-	eventually(t, 30*time.Second, func(ctx context.Context) error {
-		for _, name := range []string{"quiet", "asks"} {
-			if _, err := shared.Kubectl(ctx, "-n", name, "get", "serviceaccount/default"); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 
 	const own = "00-0102030405060708090a0b0c0d0e0f10-0102030405060708-01"
 	kubectl := func(args ...string) func() {
@@ -219,8 +220,7 @@ spec:
 // Ignore means: nobody's request fails, in no namespace, and the namespace that tracehook comes back in does not even wait.
 func TestWithTheWebhookDownEverythingIsStillCreated(t *testing.T) {
 	webhook := serve(t)
-	mustKubectl(t, "create", "namespace", "down")
-	t.Cleanup(func() { mustKubectl(t, "delete", "namespace", "down", "--wait=false") })
+	makeNamespace(t, "down")
 	if _, err := webhook.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -64,9 +64,9 @@ func TestAnUpgradeKeepsTheBundleAndTheDeployment(t *testing.T) {
 // and what is left are annotations.
 func TestAfterTheUninstallNothingIsLeftThatBlocksTheAPI(t *testing.T) {
 	webhook := serve(t, "certs-managed", "env-injection", "custom-resources")
-	mustKubectl(t, "create", "namespace", "stamped")
-	t.Cleanup(func() { mustKubectl(t, "delete", "namespace", "stamped", "--wait=false") })
+	makeNamespace(t, "stamped")
 	mustKubectl(t, "-n", "stamped", "create", "deployment", "web", "--image=app:1")
+	mustKubectl(t, "-n", "stamped", "wait", "--for=jsonpath={.status.replicas}=1", "deployment/web", "--timeout=30s") // nobody makes more of it later
 	stamp := func() string {
 		return mustKubectl(t, "-n", "stamped", "get", "deployment/web", "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`)
 	}
