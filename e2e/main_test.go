@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/version"
+
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
@@ -56,6 +58,19 @@ func reinstall(t *testing.T) {
 	if err := installed.InstallWebhook(ctx, installed.webhook.Port, installed.caBundle); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// since are the attributes that API servers give from Kubernetes 1.minor on.
+func since(minor uint, attributes map[string]any) map[string]any {
+	if installed.Version.AtLeast(version.MajorMinor(1, minor)) {
+		return attributes
+	}
+	return nil
+}
+
+// called is what the API server's span says that it calls: the Service's name, from 1.37 on the address that it dials.
+func called(host, path string) *regexp.Regexp {
+	return regexp.MustCompile(`^https://(` + regexp.QuoteMeta(host) + `|localhost):\d+` + regexp.QuoteMeta(path) + `\?timeout=5s$`)
 }
 
 var printedTraceID = regexp.MustCompile(`(?m)^trace id: ([0-9a-f]{32})$`)

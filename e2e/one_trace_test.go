@@ -31,7 +31,7 @@ func created(route, resource string, uid *[2]string) tree.Want {
 		Attributes: map[string]any{"http.request.method": "POST", "http.response.status_code": 201},
 		Children: []tree.Want{{
 			Name: "POST " + strings.ReplaceAll(route, "{namespace}", "{:namespace}"), Service: "apiserver", Kind: tracestore.KindServer,
-			Attributes: map[string]any{"audit-id": nil},
+			Attributes: since(34, map[string]any{"audit-id": nil}),
 			Children: []tree.Want{{
 				Name: "Create", Service: "apiserver", Kind: tracestore.KindInternal, Descendant: true,
 				Events: []string{"About to store object in database"},
@@ -42,7 +42,7 @@ func created(route, resource string, uid *[2]string) tree.Want {
 						Events:     []string{"Request completed", "Patch applied"},
 						Children: []tree.Want{{
 							Name: "HTTP POST", Service: "apiserver", Kind: tracestore.KindClient,
-							Attributes: map[string]any{"url.full": regexp.MustCompile(`^https://tracehook\.tracehook-system\.svc:\d+/mutate\?timeout=5s$`)},
+							Attributes: since(35, map[string]any{"url.full": called("tracehook.tracehook-system.svc", "/mutate")}),
 							Children: []tree.Want{{
 								Name: "POST /mutate", Service: "tracehook", Kind: tracestore.KindServer, Status: "unset",
 								Attributes: map[string]any{

@@ -295,7 +295,7 @@ func TestTheAuditEventNamesTheTraceAndTheTraceTheAuditEvent(t *testing.T) {
 	}
 	trace := wantTrace(t, id, tree.Want{Name: "kubectl create", Children: []tree.Want{
 		{Name: "POST /api/v1/namespaces/{:namespace}/configmaps", Service: "apiserver", Descendant: true,
-			Attributes: map[string]any{"audit-id": event.AuditID}},
+			Attributes: since(34, map[string]any{"audit-id": event.AuditID})},
 		{Name: "POST /mutate", Service: "tracehook", Descendant: true},
 	}})
 	for _, span := range trace.Spans {

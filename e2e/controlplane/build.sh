@@ -6,6 +6,8 @@
 # In:  go.mod and go.sum here, in jaeger/, in prometheus/ and in collector/; collector/builder.yaml.
 # Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
 #      program was built from. A program whose stamp is still right is not built again.
+# KUBERNETES: another version of Kubernetes, one of kubernetes-*/ here (1.28, for example). Then only its API server, controllers and
+#      scheduler are built, into BIN/kubernetes-1.28.
 # KUBEBUILDER_ASSETS: what that directory holds of Kubernetes and etcd is used instead and not built.
 set -euo pipefail
 export LC_ALL=C
@@ -14,11 +16,22 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 bin=${BIN:-$root/bin}
 all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool)
+pinned=$here
+if [[ -n ${KUBERNETES:-} ]]; then
+  pinned=$here/kubernetes-$KUBERNETES
+  if [[ ! -d $pinned ]]; then
+    echo "build.sh: Kubernetes $KUBERNETES is not pinned; there are:$(cd "$here" && printf ' %s' kubernetes-* | sed 's/kubernetes-//g'). To add one: pin.sh" >&2
+    exit 2
+  fi
+  bin=$bin/kubernetes-$KUBERNETES
+  all=(kube-apiserver kube-controller-manager kube-scheduler)
+  unset KUBEBUILDER_ASSETS
+fi
 
 # The version of a module as a go.mod requires it.
 version() { awk -v module="$2" '{ sub(/^(require)?[ \t]+/, "") } $1 == module && NF > 1 { print $2; exit }' "$1/go.mod"; }
 
-kubernetes=$(version "$here" k8s.io/kubernetes)
+kubernetes=$(version "$pinned" k8s.io/kubernetes)
 IFS=. read -r major minor _ <<<"${kubernetes#v}"
 # What `go build` cannot know and the build scripts of Kubernetes stamp in: kubectl and the API server compare versions.
 stamp=k8s.io/component-base/version
@@ -33,9 +46,9 @@ describe() {
     module=$here package=go.etcd.io/etcd/server/v3 about="half a minute"
     shown=$(version "$module" go.etcd.io/etcd/server/v3) ;;
   kube-apiserver)
-    module=$here package=k8s.io/kubernetes/cmd/$1 about="4 min" shown=$kubernetes ldflags=$kube_ldflags ;;
+    module=$pinned package=k8s.io/kubernetes/cmd/$1 about="4 min" shown=$kubernetes ldflags=$kube_ldflags ;;
   kube-controller-manager | kube-scheduler | kubectl)
-    module=$here package=k8s.io/kubernetes/cmd/$1 about="1 min" shown=$kubernetes ldflags=$kube_ldflags ;;
+    module=$pinned package=k8s.io/kubernetes/cmd/$1 about="1 min" shown=$kubernetes ldflags=$kube_ldflags ;;
   otelcol)
     module=$here/collector package=. about="2 min"
     shown=$(version "$module" go.opentelemetry.io/collector/cmd/builder) ;;

@@ -8,17 +8,25 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/version"
+
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // No container engine runs here, so the files for kind are given to the programs that would read them there.
 func TestTheAPIServerTakesTheTracingConfigurationsForKind(t *testing.T) {
-	for _, file := range []string{"tracing.yaml", "tracing-1.22.yaml"} {
+	for file, since := range map[string]*version.Version{"tracing.yaml": version.MajorMinor(1, 34), "tracing-1.22.yaml": version.MajorMinor(1, 22)} {
 		t.Run(file, func(t *testing.T) {
 			server, err := shared.StartAPIServerWith(story.Within(t, time.Minute), cluster.APIServerOptions{
 				Args: []string{"--tracing-config-file=" + filepath.Join(shared.deploy, "kind", "tracing", file)},
 			})
+			if shared.Version.LessThan(since) {
+				if err == nil || !strings.Contains(err.Error(), `no kind "TracingConfiguration"`) {
+					t.Errorf("%s: %v; want it refused, as it is for %s", shared.Version, err, since)
+				}
+				return
+			}
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/rest"
 )
 
@@ -65,6 +66,8 @@ type Cluster struct {
 	CollectorHTTP string // 127.0.0.1:P, OTLP over HTTP without TLS
 	ZPagesURL     string // the Collector's live state, for a browser
 	EtcdURL       string // http://127.0.0.1:P
+
+	Version *version.Version // of kube-apiserver
 
 	binDirs    []string
 	keeper     *keeper
@@ -121,6 +124,9 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 
 // start is the order of things. What does not wait for each other starts together.
 func (c *Cluster) start(ctx context.Context) error {
+	if err := c.findVersion(ctx); err != nil {
+		return err
+	}
 	if !c.noTraces {
 		if err := c.startJaeger(ctx); err != nil {
 			return err

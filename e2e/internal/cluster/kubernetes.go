@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/keyutil"
@@ -111,11 +114,39 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 
 // tracing is the API server's TracingConfiguration: every request, to the Collector.
 // The endpoint carries no scheme (http:// is refused).
-const tracing = `apiVersion: apiserver.config.k8s.io/v1
+const tracing = `apiVersion: apiserver.config.k8s.io/%s
 kind: TracingConfiguration
 endpoint: %s
 samplingRatePerMillion: 1000000
 `
+
+// tracingVersion is the newest version of that kind which the API server knows, and the flag that it wants beside it.
+func (c *Cluster) tracingVersion() (apiVersion string, args []string) {
+	switch {
+	case c.Version.AtLeast(version.MajorMinor(1, 34)):
+		return "v1", nil
+	case c.Version.AtLeast(version.MajorMinor(1, 27)):
+		return "v1beta1", nil
+	}
+	return "v1alpha1", []string{"--feature-gates=APIServerTracing=true"}
+}
+
+// findVersion asks the API server's binary.
+func (c *Cluster) findVersion(ctx context.Context) error {
+	binary, err := c.Binary("kube-apiserver")
+	if err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, binary, "--version").Output()
+	if err != nil {
+		return fmt.Errorf("ask kube-apiserver for its version: %w", err)
+	}
+	_, number, _ := strings.Cut(strings.TrimSpace(string(out)), " ") // Kubernetes v1.36.3
+	if c.Version, err = version.ParseSemantic(number); err != nil {
+		return fmt.Errorf("ask kube-apiserver for its version: %w", err)
+	}
+	return nil
+}
 
 // auditPolicy keeps every request's annotations, which is where the API server puts
 // blame for a certificate and notes what a webhook did. The patch is noted from level
@@ -162,7 +193,8 @@ func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of %s: %w", s.Name, err)
 	}
-	for name, text := range map[string]string{"tracing.yaml": fmt.Sprintf(tracing, c.CollectorGRPC), "audit-policy.yaml": auditPolicy} {
+	tracingVersion, tracingArgs := c.tracingVersion()
+	for name, text := range map[string]string{"tracing.yaml": fmt.Sprintf(tracing, tracingVersion, c.CollectorGRPC), "audit-policy.yaml": auditPolicy} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, fmt.Errorf("write %s of %s: %w", name, s.Name, err)
 		}
@@ -210,6 +242,7 @@ func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*
 	}
 	if !c.noTraces {
 		args = append(args, "--tracing-config-file="+filepath.Join(dir, "tracing.yaml"))
+		args = append(args, tracingArgs...)
 	}
 	if !c.controllers {
 		// Nobody makes the ServiceAccount `default` of a namespace, without which
@@ -302,7 +335,7 @@ func (c *Cluster) startScheduler(ctx context.Context) error {
 			"--tls-private-key-file=" + c.path("pki", "serving.key"),
 		},
 		ready: func(ctx context.Context) error {
-			return get(ctx, c.first.client, "https://"+loopback(ports[0])+"/readyz")
+			return get(ctx, c.first.client, "https://"+loopback(ports[0])+"/healthz") // /readyz is newer
 		},
 	})
 	return err
