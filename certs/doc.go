@@ -42,7 +42,9 @@
 //	  issue_leaf   makes the next leaf, served under the proof's name only
 //	issued       old                             old → old+next   publish, until every bundle holds both
 //	published    old                             old+next         prove: every API server has loaded that, and trusts the next leaf
-//	proven       old                             old+next         (a bundle that loses its next CA now leads back to issued)
+//	proven       old                             old+next         (a bundle that loses its next CA now leads back to issued); where the
+//	                                                              old key does not vouch for the next CA a minute, which is what
+//	                                                              requests are given that began before the proof
 //	  switch       the next CA is the CA, and the old key is gone
 //	switched     old → next                      old+next         send, then check: every endpoint serves the next leaf
 //	soaking      next                            old+next         100 s: connections that are kept may still be old

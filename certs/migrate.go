@@ -177,7 +177,9 @@ func (r *migrateRun) take(ctx context.Context, step MigrateStep) (StepDone, erro
 		return r.issue(ctx)
 	case MigratePublish:
 		return r.publish(ctx)
-	case MigrateProve, MigrateProveAgain:
+	case MigrateProve:
+		return r.outlast(ctx)
+	case MigrateProveAgain:
 		return r.prove(ctx)
 	case MigrateSwitch:
 		return r.switchOver(ctx)

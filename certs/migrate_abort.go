@@ -138,7 +138,9 @@ func (r *migrateRun) undo(ctx context.Context, step MigrateStep) (StepDone, erro
 		return r.write(ctx, func(t MigrateTarget) (BundleChange, error) {
 			return BundleChange{Add: slices.Concat(r.state.before(t.Ref()), r.newCA())}, nil
 		})
-	case MigrateProve, MigrateProveAgain:
+	case MigrateProve:
+		return r.outlast(ctx)
+	case MigrateProveAgain:
 		return r.prove(ctx)
 	case MigrateSwitch:
 		return r.switchBack(ctx)

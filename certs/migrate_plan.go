@@ -360,7 +360,11 @@ func steps(s MigrateSight, p MigratePlan, w MigrateWish) (list []PlannedStep) {
 		step(MigratePublish, "write "+ca+" to caBundle, beside what is there",
 			"trust comes before the certificate that needs it; both certificates are accepted from now on",
 			"caBundle is read back, and every certificate that was accepted still is", "remove "+ca+" from caBundle")
-		step(MigrateProve, "ask every API server, each at its own address, whether it has that caBundle",
+		ask := "ask every API server, each at its own address, whether it has that caBundle"
+		if !nothingWorks(s, w.Now) {
+			ask += "; outlast requests that began before"
+		}
+		step(MigrateProve, ask,
 			"a change is stored long before all have it; the next step must not come first",
 			"each shows the effect of a change that was made after it", "none is needed: nothing is changed")
 	}

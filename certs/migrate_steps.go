@@ -215,6 +215,15 @@ func (r *migrateRun) prove(ctx context.Context) (StepDone, error) {
 	return StepDone{Certainty: proof.Certainty, Result: "loaded by " + strings.Join(proof.Servers, ", ")}, nil
 }
 
+// outlast is prove, and then a wait for requests that began before; where calls work that could fail.
+func (r *migrateRun) outlast(ctx context.Context) (StepDone, error) {
+	done, err := r.prove(ctx)
+	if _, worked := r.planned(MigrateSoak); err == nil && worked {
+		err = sleep(ctx, min(r.state.Wish.Soak, longestRequest))
+	}
+	return done, err
+}
+
 // barriers are one for each kind that the targets are of. Their probes are made in namespace.
 func (r *migrateRun) barriers(namespace string) (provers Provers, err error) {
 	var kinds []string

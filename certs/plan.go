@@ -70,6 +70,10 @@ const (
 	renewNumerator, renewDenominator = 2, 3
 	jitterFraction                   = 20
 	jitterSteps                      = 1 << 16
+
+	// longestRequest is what an API server gives a request by default (--request-timeout). One that waits for a slow webhook calls the
+	// next with what its configuration was at the beginning.
+	longestRequest = time.Minute
 )
 
 // RenewAt is when a certificate that was issued here is replaced: at two thirds of its life, or up to a
@@ -413,6 +417,11 @@ func (s State) advance(now time.Time) (Action, string) {
 		}
 		return prove, "no API server may meet the next leaf before it trusts it"
 	case PhaseProven:
+		vouched := s.NextCross != nil // for the next leaf, to whoever trusts the old CA
+		broken := s.Leaf.Certificate != nil && !valid(s.Leaf.Certificate, now)
+		if until := s.Since.Add(min(s.Soak, longestRequest)); !vouched && !broken && !s.SkipSoak && now.Before(until) {
+			return s.wait(until), "a request that began before the proof may not have come to this webhook yet"
+		}
 		return s.to(StepSwitch, PhaseSwitched), "every API server trusts the next leaf"
 	case PhaseSwitched:
 		if overdue {

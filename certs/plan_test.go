@@ -70,6 +70,10 @@ func TestNext(t *testing.T) {
 		return func(s *certs.State) { r.Time = now; s.Request = r }
 	}
 	oldOnly := func(s *certs.State) { trustIn(s, s.Previous...) }
+	vouched := func(s *certs.State) {
+		s.NextCross = crossSign(t, s.CA, next.Certificate, certs.CrossOptions{})
+		s.NextLeaf.Intermediates = []*x509.Certificate{s.NextCross}
+	}
 	unread := func(s *certs.State) { s.Targets[0].Bundles, s.Targets[0].Err = nil, "forbidden" }
 
 	for _, c := range []struct {
@@ -141,7 +145,11 @@ func TestNext(t *testing.T) {
 		{"published in a takeover, nothing stored to serve", []func(*certs.State){in(certs.PhasePublished), noKey, noLeaf}, now, certs.StepProve, certs.PhaseProven, ""},
 		{"and the proof does not come", []func(*certs.State){in(certs.PhasePublished), noKey, noLeaf}, later(30 * time.Second), certs.StepSwitch, certs.PhaseSwitched, "does not come"},
 		{"published in a takeover, their leaf has expired", []func(*certs.State){in(certs.PhasePublished), noKey, func(s *certs.State) { s.Leaf = certs.Pair{KeyPair: forge(t, &theirs, expired)} }}, now, certs.StepSwitch, certs.PhaseSwitched, "nothing to lose"},
-		{"proven", []func(*certs.State){in(certs.PhaseProven)}, now, certs.StepSwitch, certs.PhaseSwitched, ""},
+		{"proven, the old CA vouches for the next", []func(*certs.State){in(certs.PhaseProven), vouched}, now, certs.StepSwitch, certs.PhaseSwitched, ""},
+		{"proven in a takeover, a moment ago", []func(*certs.State){in(certs.PhaseProven), noKey}, later(59 * time.Second), certs.StepWait, certs.PhaseProven, "began before the proof"},
+		{"proven in a takeover, a moment ago, in a hurry", []func(*certs.State){in(certs.PhaseProven), noKey, func(s *certs.State) { s.SkipSoak = true }}, now, certs.StepSwitch, certs.PhaseSwitched, ""},
+		{"proven in a takeover", []func(*certs.State){in(certs.PhaseProven), noKey}, later(time.Minute), certs.StepSwitch, certs.PhaseSwitched, ""},
+		{"proven in a takeover of what works no longer", []func(*certs.State){in(certs.PhaseProven), noKey, func(s *certs.State) { s.Leaf = certs.Pair{KeyPair: forge(t, &theirs, expired)} }}, now, certs.StepSwitch, certs.PhaseSwitched, ""},
 		{"proven, wiped", []func(*certs.State){in(certs.PhaseProven), oldOnly}, now, certs.StepReturn, certs.PhaseIssued, "no longer so"},
 		{"switched, the old leaf is still in service", []func(*certs.State){in(certs.PhaseSwitched), func(s *certs.State) { s.Leaf, s.NextLeaf = theirLeaf, nextLeaf }}, now, certs.StepSend, certs.PhaseSwitched, "goes into service"},
 		{"switched, the old leaf is still in service, wiped", []func(*certs.State){in(certs.PhaseSwitched), oldOnly, func(s *certs.State) { s.Leaf, s.NextLeaf = theirLeaf, nextLeaf }}, now, certs.StepReturn, certs.PhaseIssued, "no longer so"},

@@ -34,7 +34,7 @@ var starts = []start{
 		authority := forge(t, nil, ca("policy CA"))
 		s := startStranger(t, "static", forge(t, &authority, host("static")))
 		s.validate(t, pemOf(authority), nil)
-		s.mutate(t, pemOf(authority)) // by the same server, and not named on the command line
+		s.mutate(t, pemOf(authority), s.namespace) // by the same server, and not named on the command line
 		return s, []call{s.admission}
 	}},
 	{name: "sha1", install: func(t *testing.T) (*stranger, []call) {
@@ -187,6 +187,51 @@ func (s *stranger) healthy(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("the audit sees nothing of it")
+	}
+}
+
+// A request that began before the new CA was loaded, and that another webhook holds up, still calls with the old one. Without
+// the wait for it some fail.
+func TestARequestThatAnotherWebhookHoldsUpIsOutlasted(t *testing.T) {
+	tracehook, err := shared.Binary("tracehook")
+	must(t, err)
+	const holds = 3 * time.Second
+	for _, test := range []struct {
+		name string // sorts behind the other one's
+		soak time.Duration
+		fail bool
+	}{
+		{"outlasted", holds + time.Second, false},
+		{"overtaken", time.Millisecond, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			authority := forge(t, nil, ca("policy CA"))
+			other := startStranger(t, "before-"+test.name, forge(t, &authority, host("before-"+test.name)))
+			other.holds = holds
+			other.mutate(t, pemOf(authority), test.name)
+			s := startStranger(t, test.name, forge(t, &authority, host(test.name)))
+			s.closes = true // kept ones would hide it
+			s.mutate(t, pemOf(authority), test.name)
+			s.inForce(t, s.admission, true)
+			l := startLoad(t, s.admission)
+			time.Sleep(holds) // requests are at every stage
+			args := []string{tracehook, "certs", "migrate", "mutatingwebhookconfiguration/" + test.name, "--to", "issued", "--secret", test.name + "/serving-cert",
+				"--soak", test.soak.String(), "--apply"}
+			for _, server := range shared.servers {
+				args = append(args, "--apiserver", server.URL)
+			}
+			if out, code := run(t, strings.Join(args, " ")); code != 0 {
+				t.Fatalf("exit code %d:\n%s", code, out)
+			}
+			requests, failed, last := l.stop()
+			t.Logf("%d requests, %d failed: %s", requests, failed, last)
+			if failed > 0 != test.fail {
+				t.Errorf("%d of %d requests failed: %s", failed, requests, last)
+			}
+			if other.calls.Load() == 0 || s.calls.Load() == 0 {
+				t.Error("one of the two was not called")
+			}
+		})
 	}
 }
 

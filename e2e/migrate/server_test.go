@@ -34,6 +34,8 @@ import (
 type stranger struct {
 	namespace string // also the name of everything in it
 	port      int32
+	holds     time.Duration // every admission call, before it is answered
+	closes    bool          // the connection after every admission call
 	calls     atomic.Int64
 	pair      atomic.Pointer[tls.Certificate]
 }
@@ -140,6 +142,10 @@ func (s *stranger) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.calls.Add(1)
+	time.Sleep(s.holds)
+	if s.closes {
+		w.Header().Set("Connection", "close")
+	}
 	review.Response = &admissionreview.AdmissionResponse{UID: review.Request.UID, Allowed: true}
 	review.Request = nil
 	_ = json.NewEncoder(w).Encode(review) // who hung up is told nothing
@@ -183,7 +189,7 @@ func (s *stranger) rules() []admissionv1.RuleWithOperations {
 	}}
 }
 
-// validate installs a ValidatingWebhookConfiguration, and mutate a MutatingWebhookConfiguration.
+// validate installs a ValidatingWebhookConfiguration, and mutate a MutatingWebhookConfiguration, for what is made in the name of somebody.
 func (s *stranger) validate(t *testing.T, bundle []byte, annotations map[string]string) {
 	t.Helper()
 	_, err := shared.clients.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(t.Context(), &admissionv1.ValidatingWebhookConfiguration{
@@ -199,13 +205,13 @@ func (s *stranger) validate(t *testing.T, bundle []byte, annotations map[string]
 	})
 }
 
-func (s *stranger) mutate(t *testing.T, bundle []byte) {
+func (s *stranger) mutate(t *testing.T, bundle []byte, of string) {
 	t.Helper()
 	_, err := shared.clients.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), &admissionv1.MutatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: s.namespace},
 		Webhooks: []admissionv1.MutatingWebhook{{
 			Name: "set.example.com", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionv1.SideEffectClassNone), FailurePolicy: new(admissionv1.Fail),
-			ObjectSelector: &metav1.LabelSelector{MatchLabels: map[string]string{label: s.namespace}}, ClientConfig: s.client(bundle), Rules: s.rules(),
+			ObjectSelector: &metav1.LabelSelector{MatchLabels: map[string]string{label: of}}, ClientConfig: s.client(bundle), Rules: s.rules(),
 		}},
 	}, metav1.CreateOptions{})
 	must(t, err)

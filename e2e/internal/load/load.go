@@ -8,6 +8,7 @@ package load
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
@@ -82,6 +83,7 @@ func Start(ctx context.Context, o Options) (*Load, error) {
 	if o.Namespace == "" {
 		o.Namespace = metav1.NamespaceDefault
 	}
+	prefix := "load-" + strings.ToLower(rand.Text())
 	var workers []*worker
 	for name, config := range o.Through {
 		config = rest.CopyConfig(config)
@@ -91,7 +93,7 @@ func Start(ctx context.Context, o Options) (*Load, error) {
 			return nil, fmt.Errorf("make client of %s: %w", name, err)
 		}
 		for range o.Workers {
-			workers = append(workers, &worker{server: name, clients: clients, namespace: o.Namespace, number: len(workers), unstored: o.Unstored})
+			workers = append(workers, &worker{server: name, clients: clients, namespace: o.Namespace, name: fmt.Sprintf("%s-%d", prefix, len(workers)), unstored: o.Unstored})
 		}
 	}
 	ctx, stop := context.WithCancel(ctx)
@@ -175,7 +177,7 @@ type worker struct {
 	server    string
 	clients   *kubernetes.Clientset
 	namespace string
-	number    int // no two alike
+	name      string // no two alike
 	made      int
 	unstored  bool
 }
@@ -185,13 +187,14 @@ func (w *worker) create(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	w.made++
-	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: fmt.Sprintf("load-%d-", w.number)}}
+	// No generated name: before 1.31 an API server refuses one that is taken.
+	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", w.name, w.made)}}
 	options := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 	if w.made%storedIn == 0 {
 		options.DryRun = nil
 	}
 	if w.unstored {
-		object.GenerateName = "NO_NAME_" // see Options.Unstored
+		object.Name, object.GenerateName = "", "NO_NAME_" // see Options.Unstored
 	}
 	begin := time.Now()
 	created, err := w.clients.CoreV1().ConfigMaps(w.namespace).Create(ctx, object, options)
