@@ -71,7 +71,7 @@ type AuthorityOptions struct {
 	// Endpoints checks (step 6) that everybody who can be called serves this leaf. Nil: not checked.
 	Endpoints                EndpointChecker
 	CALifetime, LeafLifetime time.Duration // Zero: the defaults of CAOptions and LeafOptions
-	Soak                     time.Duration // Zero: DefaultSoak
+	Soak                     time.Duration // of the old CA; up to a minute of it, of a takeover after the proof. Zero: DefaultSoak
 	Settle                   time.Duration // Zero: DefaultSettle
 	// Lease
 	Identity                                  string        // of this process; required

@@ -86,7 +86,7 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 	f.BoolVar(&o.apply, "apply", false, "do it")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan only, which is the default")
 	f.BoolVar(&o.abort, "abort", false, "take an interrupted migration back (with --apply)")
-	f.DurationVar(&o.soak, "soak", 100*time.Second, "how long both are trusted after all endpoints serve the new one; API servers keep idle connections for 90 s")
+	f.DurationVar(&o.soak, "soak", 100*time.Second, "how long both are trusted after all endpoints serve the new one; API servers keep idle connections for 90 s. And, but for no longer than a minute, how long requests that began before the proof are given")
 	f.DurationVar(&o.wait, "wait", 10*time.Minute, "time for one step, such as until every endpoint serves the new certificate")
 	f.DurationVar(&o.lifetime, "lifetime", certs.DefaultMigrateLifetime, "how long the new CA and certificate are valid; nobody renews them but another migration")
 	f.StringVar(&o.clusterDomain, "cluster-domain", certs.DefaultClusterDomain, "DNS `DOMAIN` of the cluster")
