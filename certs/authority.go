@@ -181,7 +181,7 @@ func (a *Authority) campaign(ctx context.Context) error {
 		Name:            a.o.LeaseName,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(elected context.Context) {
-				defer resign() // whyever the term ended, the next begins with a campaign
+				defer resign() // whatever has ended the term, the next begins with a campaign
 				leading.Lock()
 				defer leading.Unlock()
 				defer context.AfterFunc(elected, stop)()
