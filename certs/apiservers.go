@@ -231,10 +231,8 @@ func (a asking) all(ctx context.Context) (Proof, error) {
 			}
 			missing = err
 		}
-		select {
-		case <-ctx.Done():
-			return Proof{}, fmt.Errorf("%w: %w", context.Cause(ctx), missing)
-		case <-time.After(a.retry):
+		if err := sleep(ctx, a.retry); err != nil {
+			return Proof{}, fmt.Errorf("%w: %w", err, missing)
 		}
 	}
 }

@@ -153,10 +153,8 @@ func (r *migrateRun) undo(ctx context.Context, step MigrateStep) (StepDone, erro
 		})
 		return StepDone{Result: "every endpoint serves what was accepted before"}, err
 	case MigrateSoak:
-		select {
-		case <-ctx.Done():
-			return StepDone{}, context.Cause(ctx)
-		case <-time.After(r.state.Wish.Soak):
+		if err := sleep(ctx, r.state.Wish.Soak); err != nil {
+			return StepDone{}, err
 		}
 		err := r.refresh(ctx)
 		if err == nil {

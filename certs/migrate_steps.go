@@ -37,10 +37,8 @@ func (r *migrateRun) await(ctx context.Context, try func(context.Context) error)
 			said = text
 			r.say("%s", text)
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %s", context.Cause(ctx), said)
-		case <-time.After(r.o.Poll):
+		if err := sleep(ctx, r.o.Poll); err != nil {
+			return fmt.Errorf("%w: %s", err, said)
 		}
 	}
 }
@@ -330,10 +328,8 @@ func (r *migrateRun) served(ctx context.Context, bundle []byte) (StepDone, error
 // soak counts from the moment when all served it, also when it was interrupted.
 func (r *migrateRun) soak(ctx context.Context) (StepDone, error) {
 	left := r.state.doneAt(MigrateServed).Add(r.state.Wish.Soak + time.Second).Sub(r.o.Now()) // the time is stored in whole seconds
-	select {
-	case <-ctx.Done():
-		return StepDone{}, context.Cause(ctx)
-	case <-time.After(left):
+	if err := sleep(ctx, left); err != nil {
+		return StepDone{}, err
 	}
 	if err := r.stillServed(ctx); err != nil {
 		return StepDone{}, err
@@ -447,10 +443,8 @@ func (r *migrateRun) audit(ctx context.Context) (StepDone, error) {
 	if err := r.call(ctx); err != nil {
 		return StepDone{}, err
 	}
-	select { // calls of others
-	case <-ctx.Done():
-		return StepDone{}, context.Cause(ctx)
-	case <-time.After(2 * time.Second):
+	if err := sleep(ctx, 2*time.Second); err != nil { // calls of others
+		return StepDone{}, err
 	}
 	after, err := r.counters(ctx)
 	if err != nil {

@@ -60,17 +60,23 @@ func reinstall(t *testing.T) {
 	}
 }
 
+// atLeast says whether the API server is Kubernetes 1.minor or later.
+func atLeast(minor uint) bool { return installed.Version.AtLeast(version.MajorMinor(1, minor)) }
+
 // since are the attributes that API servers give from Kubernetes 1.minor on.
 func since(minor uint, attributes map[string]any) map[string]any {
-	if installed.Version.AtLeast(version.MajorMinor(1, minor)) {
-		return attributes
+	if !atLeast(minor) {
+		return nil
 	}
-	return nil
+	return attributes
 }
 
 // called is what the API server's span says that it calls: the Service's name, from 1.37 on the address that it dials.
 func called(host, path string) *regexp.Regexp {
-	return regexp.MustCompile(`^https://(` + regexp.QuoteMeta(host) + `|localhost):\d+` + regexp.QuoteMeta(path) + `\?timeout=5s$`)
+	if atLeast(37) {
+		host = "localhost"
+	}
+	return regexp.MustCompile(`^https://` + regexp.QuoteMeta(host) + `:\d+` + regexp.QuoteMeta(path) + `\?timeout=5s$`)
 }
 
 var printedTraceID = regexp.MustCompile(`(?m)^trace id: ([0-9a-f]{32})$`)

@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/e2e/internal/converter"
 )
 
 // stranger is a server of somebody else's: webhook, conversion webhook and aggregated API in one. It serves the pair of the Secret that its
@@ -133,7 +134,7 @@ func (s *stranger) answer(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.URL.Path == "/convert" {
 		s.calls.Add(1)
-		convert(w, r)
+		converter.Convert(w, r)
 		return
 	}
 	var review admissionreview.AdmissionReview
@@ -149,28 +150,6 @@ func (s *stranger) answer(w http.ResponseWriter, r *http.Request) {
 	review.Response = &admissionreview.AdmissionResponse{UID: review.Request.UID, Allowed: true}
 	review.Request = nil
 	_ = json.NewEncoder(w).Encode(review) // who hung up is told nothing
-}
-
-// convert changes nothing but the version.
-func convert(w http.ResponseWriter, r *http.Request) {
-	var review struct {
-		metav1.TypeMeta
-		Request struct {
-			UID               string
-			DesiredAPIVersion string
-			Objects           []map[string]any
-		}
-	}
-	if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
-		http.Error(w, "no ConversionReview", http.StatusBadRequest)
-		return
-	}
-	for _, object := range review.Request.Objects {
-		object["apiVersion"] = review.Request.DesiredAPIVersion
-	}
-	_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": review.APIVersion, "kind": review.Kind, "response": map[string]any{
-		"uid": review.Request.UID, "result": map[string]any{"status": metav1.StatusSuccess}, "convertedObjects": review.Request.Objects,
-	}}) // who hung up is told nothing
 }
 
 func (s *stranger) group() string { return s.namespace + ".example.com" }

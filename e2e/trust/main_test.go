@@ -6,7 +6,6 @@ package trust
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -29,6 +28,7 @@ import (
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/converter"
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
@@ -91,35 +91,14 @@ func listen() (port int32, err error) {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprint(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"things.example.org/v1","resources":[]}`)
 	})
-	mux.HandleFunc("/convert", convert)
+	mux.HandleFunc("/convert", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		converter.Convert(w, r)
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "teapot", http.StatusTeapot) })
 	server := &http.Server{Handler: mux, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { _ = server.Serve(listener) }()
 	return int32(listener.Addr().(*net.TCPAddr).Port), nil
-}
-
-// convert is a conversion webhook that changes nothing but the version, and ends the connection.
-func convert(w http.ResponseWriter, r *http.Request) {
-	var review struct {
-		metav1.TypeMeta
-		Request struct {
-			UID               string
-			DesiredAPIVersion string
-			Objects           []map[string]any
-		}
-	}
-	if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	for _, object := range review.Request.Objects {
-		object["apiVersion"] = review.Request.DesiredAPIVersion
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Connection", "close")
-	_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": review.APIVersion, "kind": review.Kind, "response": map[string]any{
-		"uid": review.Request.UID, "result": map[string]any{"status": metav1.StatusSuccess}, "convertedObjects": review.Request.Objects,
-	}}) // who hung up is told nothing
 }
 
 func getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
