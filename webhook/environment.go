@@ -29,7 +29,7 @@ const (
 )
 
 // mostContainers of a pod, init containers among them, get variables. A pod with more
-// is left alone: a review of 3 MiB could hold a million, and the patch would be a
+// is left alone: a review of a few MiB could hold a million, and the patch would be a
 // hundred times as large.
 const mostContainers = 100
 

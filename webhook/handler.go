@@ -24,9 +24,9 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 )
 
-// DefaultMaxBodyBytes is the largest review that is read: the API server takes
-// objects of up to 3 MiB.
-const DefaultMaxBodyBytes = 3 << 20
+// DefaultMaxBodyBytes is the largest review that is read: the API server takes objects of
+// up to 3 MiB, and a review of an UPDATE holds two. controller-runtime's limit is the same.
+const DefaultMaxBodyBytes = 7 << 20
 
 const (
 	// The API server's own limits for a webhook's timeoutSeconds.
@@ -110,16 +110,16 @@ func serverSpans(next http.Handler, tracerProvider trace.TracerProvider, trust T
 	}
 	switch trust {
 	case TrustParent, "":
-		options = append(options, otelhttp.WithPropagators(propagation.TraceContext{}))
+		options = append(options, otelhttp.WithPropagators(traceContext{}))
 	case TrustLink:
-		options = append(options, otelhttp.WithPropagators(propagation.TraceContext{}),
+		options = append(options, otelhttp.WithPropagators(traceContext{}),
 			otelhttp.WithPublicEndpointFn(func(*http.Request) bool { return true }))
 	case TrustNone:
 		options = append(options, otelhttp.WithPropagators(propagation.NewCompositeTextMapPropagator()))
 	default:
 		return nil, fmt.Errorf("trust %q: want %s, %s or %s", trust, TrustParent, TrustLink, TrustNone)
 	}
-	return otelhttp.NewHandler(next, "admission", options...), nil
+	return presentable(otelhttp.NewHandler(asItCame(next), "admission", options...)), nil
 }
 
 // spanName is `POST /mutate`, from the route and never from the URL.

@@ -263,7 +263,7 @@ func judge(ctx context.Context, resp *admissionv1.AdmissionResponse) verdict {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			v.errorType = "deadline_exceeded"
 		}
-		v.says = clipError(resp.Result.Message)
+		v.says = clean(resp.Result.Message, mostErrorText)
 	}
 	return v
 }
@@ -281,14 +281,6 @@ func codeName(code int) string {
 		return semconv.ErrorTypeOther.Value.AsString()
 	}
 	return strconv.Itoa(code)
-}
-
-func clipError(s string) string {
-	const most = 512
-	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return s
 }
 
 // countOperations of a JSON Patch. What is no patch has none: to refuse it is the API
@@ -372,7 +364,7 @@ func (h *observer) read(ctx context.Context, o *observation) {
 func (h *observer) finish(r *http.Request, o *observation, budget, took time.Duration) {
 	v := o.verdict
 	if o.writeError != nil && v.errorType == "" {
-		v.outcome, v.errorType, v.says = "unanswered", "write_error", "write the answer: "+o.writeError.Error()
+		v.outcome, v.errorType, v.says = "unanswered", "write_error", "write the answer: "+clean(o.writeError.Error(), mostErrorText)
 	}
 	attributes := []attribute.KeyValue{
 		keyResource.String(resourceText(resources[resourceOf(&o.request)])),
@@ -407,7 +399,7 @@ func (h *observer) finish(r *http.Request, o *observation, budget, took time.Dur
 		if result := v.response.Result; result != nil {
 			span.SetAttributes(keyCode.Int(int(result.Code)))
 			if result.Reason != "" {
-				span.SetAttributes(keyReason.String(string(result.Reason)))
+				span.SetAttributes(keyReason.String(clean(string(result.Reason), mostText)))
 			}
 		}
 	}

@@ -281,12 +281,3 @@ func unquote(quoted []byte) ([]byte, error) {
 	}
 	return jsontext.AppendUnquote(nil, quoted)
 }
-
-// clip bounds what a caller sent before it is quoted in an error.
-func clip(s string) string {
-	const most = 64
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
-}

@@ -149,14 +149,14 @@ func resourceOf(r *Request) int { return max(0, slices.Index(resources[:], r.Res
 // requestAttributes are what a SERVER span says of the request, with room for what finish adds.
 func requestAttributes(r *Request) []attribute.KeyValue {
 	return append(make([]attribute.KeyValue, 0, 16),
-		keyUID.String(string(r.UID)),
-		keyOperation.String(string(r.Operation)),
-		keyKind.String(joined(r.Kind.Group, r.Kind.Version, r.Kind.Kind)),
-		keyResource.String(resourceText(r.Resource)),
-		keySubResource.String(r.SubResource),
-		keyName.String(r.Name),
+		keyUID.String(clean(string(r.UID), mostText)),
+		keyOperation.String(clean(string(r.Operation), mostText)),
+		keyKind.String(clean(joined(r.Kind.Group, r.Kind.Version, r.Kind.Kind), mostText)),
+		keyResource.String(clean(resourceText(r.Resource), mostText)),
+		keySubResource.String(clean(r.SubResource, mostText)),
+		keyName.String(clean(r.Name, mostText)),
 		keyDryRun.Bool(r.DryRun),
-		semconv.K8SNamespaceName(r.Namespace),
+		semconv.K8SNamespaceName(clean(r.Namespace, mostText)),
 	)
 }
 
@@ -208,7 +208,7 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		if res.err != nil {
 			attrs = append(attrs, semconv.ErrorTypeKey.String(res.errorType()))
 			if res.understood() {
-				span.SetStatus(codes.Error, res.err.Error())
+				span.SetStatus(codes.Error, clean(res.err.Error(), mostErrorText))
 			}
 		}
 		span.SetAttributes(attrs...)
@@ -229,7 +229,7 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 	}
 	attrs := append(identity(r, span.SpanContext()), slog.String("outcome", res.outcome()), slog.Duration("took", took))
 	if res.err != nil {
-		attrs = append(attrs, slog.String("error_type", res.errorType()), slog.String("error", res.err.Error()))
+		attrs = append(attrs, slog.String("error_type", res.errorType()), slog.String("error", clean(res.err.Error(), mostErrorText)))
 	}
 	t.log.LogAttrs(ctx, level, "admission call", attrs...)
 }
@@ -237,7 +237,7 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 // identity is what every log record about a call has.
 func identity(r *Request, span trace.SpanContext) []slog.Attr {
 	return []slog.Attr{
-		slog.String("uid", string(r.UID)),
+		slog.String("uid", clean(string(r.UID), mostText)),
 		slog.String("trace_id", span.TraceID().String()),
 		slog.String("span_id", span.SpanID().String()),
 	}

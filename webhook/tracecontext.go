@@ -302,7 +302,7 @@ func (t *TraceContext) writeCreateSpan(ctx context.Context, req *Request, resp *
 // createSpan makes a span in the cause's trace that links to the SERVER span of this request.
 func (t *TraceContext) createSpan(ctx context.Context, req *Request, cause trace.SpanContext) trace.SpanContext {
 	tracer := trace.SpanFromContext(ctx).TracerProvider().Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL))
-	_, span := tracer.Start(trace.ContextWithRemoteSpanContext(ctx, cause), "create "+req.Kind.Kind,
+	_, span := tracer.Start(trace.ContextWithRemoteSpanContext(ctx, cause), "create "+clip(req.Kind.Kind),
 		trace.WithLinks(trace.Link{SpanContext: req.SpanContext}),
 		trace.WithAttributes(requestAttributes(req)...))
 	span.End()

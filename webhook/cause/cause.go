@@ -41,6 +41,8 @@ const (
 const (
 	// A traceparent of today has 55 bytes; later versions of W3C's may append (3.2.4).
 	maxTraceparentBytes = 256
+	// One of version 00 has just this many (3.2.2).
+	traceparentBytes = 55
 	// MaxTracestateBytes is what W3C asks everybody to carry on (Trace Context, 3.3.1.5).
 	MaxTracestateBytes = 512
 )
@@ -103,6 +105,9 @@ func Of(obj metav1.Object, keys ...string) (trace.SpanContext, error) {
 func Parse(traceparent, tracestate string) trace.SpanContext {
 	if traceparent == "" || len(traceparent) > maxTraceparentBytes {
 		return trace.SpanContext{}
+	}
+	if strings.HasPrefix(traceparent, "00-") && len(traceparent) != traceparentBytes {
+		return trace.SpanContext{} // the propagator takes "00-…-01-", which has one byte too many
 	}
 	if len(tracestate) > MaxTracestateBytes {
 		tracestate = ""
