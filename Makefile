@@ -132,7 +132,7 @@ verify: ## Whatever can be generated or tidied is as it should be
 	@for module in $(MODULES); do go -C $$module mod tidy -diff; done
 	@echo "==> the Collector's modules are what builder.yaml gives"
 	@e2e/controlplane/collector/lock.sh --check
-	@echo "==> deploy/install.yaml is what overlays/managed renders"
+	@echo "==> deploy/install.yaml is what overlays/split renders"
 	@deploy/render.sh --check
 	@go -C e2e/controlplane/crds mod verify >/dev/null # not in MODULES: nothing is imported there, and tidying would empty it
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Renders overlays/managed to install.yaml, the one file of a release.
+# Renders overlays/split to install.yaml, the one file of a release.
 #
 #   render.sh            renew install.yaml
-#   render.sh --check    exit 1, with the difference, if install.yaml is not what overlays/managed gives
+#   render.sh --check    exit 1, with the difference, if install.yaml is not what overlays/split gives
 #
 # $KUBECTL, or bin/kubectl of this repository, which is built if it is not there: another version may write the same in
 # another order.
@@ -16,8 +16,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 {
   echo "# kubectl apply -f install.yaml: tracehook with certificates of its own making."
-  echo "# Rendered from deploy/overlays/managed by deploy/render.sh; change it there."
-  "$kubectl" kustomize overlays/managed
+  echo "# Rendered from deploy/overlays/split by deploy/render.sh; change it there."
+  "$kubectl" kustomize overlays/split
 } >"$work/install.yaml"
 if [[ ${1:-} == --check ]]; then
   diff -u install.yaml "$work/install.yaml"

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tracehook/tracehook/certs"
 )
 
 // authorityConfig are the flags of `certs authority`.
@@ -70,7 +72,14 @@ func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer)
 	if err != nil {
 		return usageError(err)
 	}
-	metrics, err := newMetricsServer(config.processConfig, nil)
+	// /metrics have the certificate that is kept here: whoever shows a token verifies to whom.
+	served, err := certs.NewSecretSource(certs.SourceOptions{
+		Clients: cluster.clients, Namespace: config.Cluster.Namespace, Secret: config.Cluster.ServingSecret,
+	})
+	if err != nil {
+		return usageError(err)
+	}
+	metrics, err := newMetricsServer(config.processConfig, served.GetCertificate)
 	if err != nil {
 		return usageError(err)
 	}
@@ -88,6 +97,9 @@ func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer)
 	})
 	if metrics != nil {
 		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })
+	}
+	if metrics != nil && config.MetricsSecure {
+		group.Go(func() error { return wrap("watch the certificate's Secret", served.Start(beside)) })
 	}
 	log.Info("keeping certificates", "version", version(), "namespace", config.Cluster.Namespace,
 		"health", config.HealthAddress, "metrics", config.MetricsAddress)

@@ -120,8 +120,8 @@ type processConfig struct {
 func (c *processConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.HealthAddress, "health-probe-bind-address", ":8081", `address of /healthz and /readyz; "0" for none`)
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", ":8080", `address of /metrics; "0" for none`)
-	f.BoolVar(&c.MetricsSecure, "metrics-secure", false, "serve /metrics over TLS")
-	f.BoolVar(&c.MetricsAuth, "metrics-auth", false, "answer /metrics only to those who may get it, as the API server knows them by their bearer token; needs --metrics-secure")
+	f.BoolVar(&c.MetricsSecure, "metrics-secure", false, "serve /metrics over TLS; the shipped manifests do")
+	f.BoolVar(&c.MetricsAuth, "metrics-auth", false, "answer /metrics only to those who may get it, as the API server knows them by their bearer token; needs --metrics-secure, and the shipped manifests have it")
 	f.DurationVar(&c.FlushTimeout, "flush-timeout", 5*time.Second, "how long the last spans may take to be exported at the end")
 	f.StringVar(&c.LogFormat, "log-format", "json", "json or text")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")

@@ -14,8 +14,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 )
 
-// newMetricsServer returns nil where there are to be no metrics. Without get, TLS is served
-// with a certificate that the server signs itself.
+// newMetricsServer returns nil where there are to be no metrics. get is for --metrics-secure.
 func newMetricsServer(config processConfig, get getCertificate) (metricsserver.Server, error) {
 	options := metricsserver.Options{
 		BindAddress:   config.MetricsAddress,

@@ -20,22 +20,16 @@ var ways = []string{"certs-managed", "certs-authority", "certs-cert-manager", "c
 // parts are not for use alone.
 var parts = []string{"certs-rights", "release"}
 
-// addOns go with each way and with each other: all other components, also those inside another.
+// addOns go with each way and with each other: all other components.
 func addOns(t *testing.T) (names []string) {
 	t.Helper()
-	for _, pattern := range []string{"*", "*/*"} {
-		files, err := filepath.Glob(filepath.Join(shared.deploy, "components", pattern, "kustomization.yaml"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			name, err := filepath.Rel(filepath.Join(shared.deploy, "components"), filepath.Dir(file))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if name = filepath.ToSlash(name); !slices.Contains(ways, name) && !slices.Contains(parts, name) {
-				names = append(names, name)
-			}
+	files, err := filepath.Glob(filepath.Join(shared.deploy, "components", "*", "kustomization.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if name := filepath.Base(filepath.Dir(file)); !slices.Contains(ways, name) && !slices.Contains(parts, name) {
+			names = append(names, name)
 		}
 	}
 	if len(names) < 8 {
@@ -62,10 +56,28 @@ func kustomization(t *testing.T, resource string, components ...string) (path st
 	for _, component := range components {
 		text += "  - " + filepath.ToSlash(filepath.Join(deploy, "components", component)) + "\n"
 	}
+	if !policies() {
+		text += documented(t, "COMPATIBILITY.md", "patches:")
+	}
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return write(t, mustKubectl(t, "kustomize", dir))
+}
+
+// documented is the block of YAML in a page of deploy/ that begins with a line.
+func documented(t *testing.T, page, begins string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(shared.deploy, page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, found := strings.Cut(string(text), "```yaml\n"+begins+"\n")
+	if !found {
+		t.Fatalf("%s has no block that begins with %q", page, begins)
+	}
+	block, _, _ = strings.Cut(block, "```")
+	return begins + "\n" + block
 }
 
 // install applies a file, and takes all of it away at the end of the test.

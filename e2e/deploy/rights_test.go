@@ -22,12 +22,17 @@ func as(t *testing.T, account string) (kubeconfig string, clients *kubernetes.Cl
 	if err != nil {
 		t.Fatal(err)
 	}
+	return kubeconfig, clientsOf(t, kubeconfig)
+}
+
+func clientsOf(t *testing.T, kubeconfig string) *kubernetes.Clientset {
+	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
 	}
 	config.QPS = -1
-	return kubeconfig, kubernetes.NewForConfigOrDie(config)
+	return kubernetes.NewForConfigOrDie(config)
 }
 
 // may asks the API server. A right is "VERBS RESOURCE[.GROUP][/NAME] [NAMESPACE]", or "VERBS /PATH".
@@ -71,6 +76,7 @@ var (
 	}
 	leases     = "create leases.coordination.k8s.io tracehook-system"
 	apiServers = []string{"list endpointslices.discovery.k8s.io default", "list leases.coordination.k8s.io kube-system"}
+	reviews    = []string{"create tokenreviews.authentication.k8s.io", "create subjectaccessreviews.authorization.k8s.io"} // who reads /metrics?
 	bundles    = []string{
 		"patch mutatingwebhookconfigurations.admissionregistration.k8s.io/tracehook",
 		"get,list,watch,patch mutatingwebhookconfigurations.admissionregistration.k8s.io/tracehook-proof",
@@ -90,6 +96,9 @@ var (
 		"update,delete mutatingwebhookconfigurations.admissionregistration.k8s.io/tracehook",
 		"get,patch mutatingwebhookconfigurations.admissionregistration.k8s.io/somebody-elses",
 		"create,update,patch,delete validatingwebhookconfigurations.admissionregistration.k8s.io",
+		"create,update,patch,delete,deletecollection validatingadmissionpolicies.admissionregistration.k8s.io",
+		"create,update,patch,delete,deletecollection validatingadmissionpolicybindings.admissionregistration.k8s.io",
+		"create,update,patch,delete mutatingadmissionpolicies.admissionregistration.k8s.io", "create,update,patch,delete mutatingadmissionpolicybindings.admissionregistration.k8s.io",
 		"create,update,patch,delete customresourcedefinitions.apiextensions.k8s.io",
 		"create,update,patch,delete apiservices.apiregistration.k8s.io",
 		"get,list,watch,create,update,patch,delete pods default", "create pods tracehook-system", "create pods/exec tracehook-system",
@@ -118,25 +127,25 @@ func TestEachServiceAccountHasTheRightsThatItNeedsAndNoOthers(t *testing.T) {
 		accounts   []account
 	}{
 		{[]string{"certs-managed", "audit"}, []account{
-			{"tracehook", slices.Concat(lineage, authority), []string{"get /metrics"}},
+			{"tracehook", slices.Concat(lineage, authority, reviews), []string{"get /metrics"}},
 			{"tracehook-audit", []string{
 				"list mutatingwebhookconfigurations.admissionregistration.k8s.io", "list validatingwebhookconfigurations.admissionregistration.k8s.io",
 				"list customresourcedefinitions.apiextensions.k8s.io", "list apiservices.apiregistration.k8s.io",
 				"get services default", "list endpointslices.discovery.k8s.io default", "get /metrics",
-			}, slices.Concat(lineage, theSecrets, bundles[:1], []string{leases})},
-			{"default", nil, slices.Concat(lineage, authority)},
+			}, slices.Concat(lineage, theSecrets, bundles[:1], reviews, []string{leases})},
+			{"default", nil, slices.Concat(lineage, authority, reviews)},
 		}},
-		{[]string{"certs-managed", "monitoring", "monitoring/secure"}, []account{
-			{"tracehook", slices.Concat(lineage, authority, []string{"create tokenreviews.authentication.k8s.io", "create subjectaccessreviews.authorization.k8s.io"}),
-				[]string{"get /metrics", "get secrets/tracehook-metrics-reader tracehook-system"}},
+		{[]string{"certs-managed", "monitoring"}, []account{
+			{"tracehook", slices.Concat(lineage, authority, reviews), []string{"get /metrics", "get secrets/tracehook-metrics-reader tracehook-system"}},
+			{"tracehook-metrics-reader", []string{"get /metrics"}, slices.Concat(lineage, authority, reviews)},
 		}},
 		{[]string{"certs-authority"}, []account{
-			{"tracehook", slices.Concat(lineage, readiness, []string{"get,list,watch secrets/tracehook-certs tracehook-system"}),
+			{"tracehook", slices.Concat(lineage, readiness, reviews, []string{"get,list,watch secrets/tracehook-certs tracehook-system"}),
 				slices.Concat(bundles, apiServers, []string{leases, "create,update,patch,delete secrets/tracehook-certs tracehook-system", theSecrets[0]})},
-			{"tracehook-authority", authority, append(lineage, "get /metrics")},
+			{"tracehook-authority", slices.Concat(authority, reviews), slices.Concat(lineage, []string{"get /metrics"})},
 		}},
 		{[]string{"certs-cert-manager"}, []account{ // which has the rights of certs-files and of base
-			{"tracehook", slices.Concat(lineage, readiness),
+			{"tracehook", slices.Concat(lineage, readiness, reviews),
 				slices.Concat(theSecrets, bundles, apiServers, []string{leases, "get,list,create,update,patch,delete certificates.cert-manager.io tracehook-system"})},
 		}},
 	} {
@@ -169,7 +178,7 @@ func TestEachServiceAccountHasTheRightsThatItNeedsAndNoOthers(t *testing.T) {
 
 // Prometheus finds its token where the ServiceMonitor says, and the token is good for nothing else.
 func TestTheTokenForMetricsReadsMetricsAndNothingElse(t *testing.T) {
-	install(t, kustomization(t, "base", "certs-managed", "monitoring", "monitoring/secure"))
+	install(t, kustomization(t, "base", "certs-managed", "monitoring"))
 	secret := mustKubectl(t, "-n", namespace, "get", "servicemonitor/tracehook", "-o", "jsonpath={.spec.endpoints[0].authorization.credentials.name}")
 	key := mustKubectl(t, "-n", namespace, "get", "servicemonitor/tracehook", "-o", "jsonpath={.spec.endpoints[0].authorization.credentials.key}")
 	config := rest.AnonymousClientConfig(shared.RESTConfig)

@@ -12,12 +12,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// installFile is install.yaml, or on versions that lack a kind in it what COMPATIBILITY.md has instead.
+func installFile(t *testing.T) (path string) {
+	t.Helper()
+	if !policies() {
+		return kustomization(t, "overlays/split")
+	}
+	return filepath.Join(shared.deploy, "install.yaml")
+}
+
 // testdata/previous.yaml is overlays/files of the release before this one, rendered; as long as there is none, an earlier state of it.
 func TestAnUpgradeKeepsTheBundleAndTheDeployment(t *testing.T) {
 	mustKubectl(t, "apply", "-f", filepath.Join(shared.deploy, "base", "namespace.yaml"))
 	t.Cleanup(func() {
 		uninstall(t, "testdata/previous.yaml")
-		uninstall(t, filepath.Join(shared.deploy, "install.yaml"))
+		uninstall(t, installFile(t))
 	})
 	mustKubectl(t, "apply", "-f", "testdata/previous.yaml")
 	// As `tracehook certs issue` says.
@@ -31,11 +40,13 @@ func TestAnUpgradeKeepsTheBundleAndTheDeployment(t *testing.T) {
 		volumes    int
 	}{
 		{"with the certificate by hand, as before", kustomization(t, "overlays/files"),
-			[]string{"serve", "--shutdown-delay=10s", "--webhook-configuration=tracehook"}, 1},
-		{"with certificates of its own making", filepath.Join(shared.deploy, "install.yaml"),
-			[]string{"serve", "--shutdown-delay=10s", "--certs=managed"}, 0},
+			[]string{"serve", "--shutdown-delay=10s", "--metrics-secure", "--metrics-auth", "--webhook-configuration=tracehook"}, 1},
+		{"with certificates of its own making", installFile(t),
+			[]string{"serve", "--shutdown-delay=10s", "--metrics-secure", "--metrics-auth", "--certs=secret"}, 0},
+		{"in one Deployment", kustomization(t, "overlays/managed"),
+			[]string{"serve", "--shutdown-delay=10s", "--metrics-secure", "--metrics-auth", "--certs=managed"}, 0},
 		{"and back", kustomization(t, "overlays/files"),
-			[]string{"serve", "--shutdown-delay=10s", "--webhook-configuration=tracehook"}, 1},
+			[]string{"serve", "--shutdown-delay=10s", "--metrics-secure", "--metrics-auth", "--webhook-configuration=tracehook"}, 1},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			mustKubectl(t, "apply", "--warnings-as-errors", "-f", step.path)
@@ -63,7 +74,7 @@ func TestAnUpgradeKeepsTheBundleAndTheDeployment(t *testing.T) {
 // First the namespace alone, which is the usual mistake; then as deploy/README.md has it. At no time is anybody's request refused,
 // and what is left are annotations.
 func TestAfterTheUninstallNothingIsLeftThatBlocksTheAPI(t *testing.T) {
-	webhook := serve(t, "certs-managed", "env-injection", "custom-resources")
+	webhook := serve(t, "certs-authority", "env-injection", "custom-resources")
 	makeNamespace(t, "stamped")
 	mustKubectl(t, "-n", "stamped", "create", "deployment", "web", "--image=app:1")
 	mustKubectl(t, "-n", "stamped", "wait", "--for=jsonpath={.status.replicas}=1", "deployment/web", "--timeout=30s") // nobody makes more of it later
@@ -92,9 +103,13 @@ func TestAfterTheUninstallNothingIsLeftThatBlocksTheAPI(t *testing.T) {
 		t.Errorf("without the namespace the API server counted %+v, want 1 call that failed open", d)
 	}
 
-	mustKubectl(t, "delete", "--ignore-not-found", "-f", filepath.Join(shared.deploy, "install.yaml"))
-	left := mustKubectl(t, "get", "mutatingwebhookconfigurations,validatingwebhookconfigurations,clusterroles,clusterrolebindings,"+
-		"roles,rolebindings,services,deployments,secrets,configmaps,leases,networkpolicies,serviceaccounts", "-A", "-o", "name")
+	mustKubectl(t, "delete", "--ignore-not-found", "-f", installFile(t))
+	kinds := "mutatingwebhookconfigurations,validatingwebhookconfigurations,clusterroles,clusterrolebindings," +
+		"roles,rolebindings,services,deployments,secrets,configmaps,leases,networkpolicies,serviceaccounts"
+	if policies() {
+		kinds += ",validatingadmissionpolicies,validatingadmissionpolicybindings"
+	}
+	left := mustKubectl(t, "get", kinds, "-A", "-o", "name")
 	for _, name := range strings.Fields(left) {
 		if strings.Contains(name, "tracehook") {
 			t.Errorf("left behind: %s", name)

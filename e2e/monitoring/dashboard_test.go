@@ -182,7 +182,7 @@ func TestPrometheusFindsThePodsAndGrafanaTheDashboard(t *testing.T) {
 		t.Fatal(err)
 	}
 	deploy = filepath.ToSlash(deploy)
-	text := fmt.Sprintf("resources: [%[1]s/base]\ncomponents: [%[1]s/components/monitoring, %[1]s/components/monitoring/secure]\n", deploy)
+	text := fmt.Sprintf("resources: [%[1]s/base]\ncomponents: [%[1]s/components/monitoring]\n", deploy)
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -75,7 +75,7 @@ func TestARealPrometheusKnowsWhatRulesAndDashboardAskFor(t *testing.T) {
 	pki := filepath.Join(c.Dir, "pki", "ca.crt")
 	prometheus := startPrometheus(t, c, s.token(), []scrape{
 		{job: "tracehook", targets: []string{host(healthy.MetricsURL), host(deaf.MetricsURL), host(withoutSAN.MetricsURL), host(withoutSecret.MetricsURL)}},
-		{job: "tracehook", targets: []string{host(managed.MetricsURL)}, caFile: s.servingCA(), serverName: certificates.ServerName},
+		{job: "tracehook", targets: []string{host(managed.MetricsURL)}, caFile: s.servingCA(), serverName: shippedServerName(t)},
 		{job: "apiserver", targets: []string{host(c.RESTConfig.Host)}, caFile: pki},
 		{job: "kube-scheduler", targets: []string{s.scheduler()}, caFile: pki},
 	})
@@ -317,7 +317,10 @@ func (s *stage) managed() *cluster.Webhook {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := s.c.InstallWebhookWith(s.ctx, cluster.InstallOptions{Port: ports[0], Components: []string{"certs-managed", "monitoring/secure"}}); err != nil {
+	if err := s.c.InstallWebhookWith(s.ctx, cluster.InstallOptions{Port: ports[0], Components: []string{"certs-managed"}}); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := s.c.Kubectl(s.ctx, "apply", "-f", filepath.Join(component, "rbac.yaml")); err != nil {
 		s.t.Fatal(err)
 	}
 	w := s.start(cluster.WebhookOptions{Name: "tracehook-managed", Port: ports[0], Args: []string{
@@ -339,6 +342,18 @@ func (s *stage) start(o cluster.WebhookOptions) *cluster.Webhook {
 		s.t.Fatal(err)
 	}
 	return w
+}
+
+// shippedServerName is what the ServiceMonitor has Prometheus verify.
+func shippedServerName(t *testing.T) string {
+	t.Helper()
+	var monitor struct {
+		Spec struct {
+			Endpoints []struct{ TLSConfig struct{ ServerName string } }
+		}
+	}
+	readYAML(t, filepath.Join(component, "servicemonitor.yaml"), &monitor)
+	return monitor.Spec.Endpoints[0].TLSConfig.ServerName
 }
 
 // servingCA is a file with what Prometheus' operator takes out of the Secret.
@@ -406,7 +421,7 @@ func (s *stage) everyday() {
 	}
 }
 
-// token is of the ServiceAccount as which Prometheus comes with monitoring/secure.
+// token is of the ServiceAccount as which Prometheus comes.
 func (s *stage) token() string {
 	s.t.Helper()
 	request, err := s.clients.CoreV1().ServiceAccounts("tracehook-system").CreateToken(s.ctx, "tracehook-metrics-reader", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})

@@ -37,6 +37,9 @@ type APIServer struct {
 // Stop ends this API server alone. Cluster.Stop does so for all.
 func (s *APIServer) Stop() error { return s.process.stop() }
 
+// Kill ends it at once, without waiting for those who watch.
+func (s *APIServer) Kill() error { return s.process.kill() }
+
 // First is the API server that Start has started.
 func (c *Cluster) First() *APIServer { return c.first }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/version"
 	admissionapply "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 	"k8s.io/client-go/kubernetes"
 )
@@ -174,8 +175,13 @@ patches:
   patch: '[{"op": "replace", "path": "/webhooks/0/clientConfig/service/port", "value": %[4]d}]'
 - target: {kind: MutatingWebhookConfiguration, name: tracehook}
   patch: '[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": %[3]q}]'
-components:
 `, deploy+"/overlays/local", o.Port, o.FailurePolicy, o.ProofPort)
+	if c.Version.LessThan(version.MajorMinor(1, 30)) { // as deploy/COMPATIBILITY.md has it
+		text += `- target: {kind: ValidatingAdmissionPolicy(Binding)?}
+  patch: "{$patch: delete, apiVersion: v1, kind: any, metadata: {name: any}}"
+`
+	}
+	text += "components:\n"
 	for _, component := range o.Components {
 		text += fmt.Sprintf("- %q\n", deploy+"/components/"+component)
 	}
