@@ -24,6 +24,8 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"golang.org/x/time/rate"
 	"k8s.io/client-go/util/cert"
+
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
 // ClientAuthOptions of a ClientAuth. CAFile is needed.
@@ -40,7 +42,7 @@ type ClientAuthOptions struct {
 	Interval time.Duration
 	// Now says what time it is. Nil: time.Now.
 	Now func() time.Time
-	// Logger says who was refused and why, once in half a minute for each reason, and what is wrong with
+	// Logger says who was refused and why, once in half a minute for each reason with the count of the others, and what is wrong with
 	// the file. Nil: silence.
 	Logger *slog.Logger
 	// MeterProvider counts the requests. Nil: they are not counted.
@@ -81,7 +83,7 @@ type acceptance struct {
 
 type clientResult struct {
 	counted metric.MeasurementOption
-	log     *rate.Sometimes
+	said    limit.Records
 }
 
 // What the counter tells apart.
@@ -130,7 +132,6 @@ func NewClientAuth(o ClientAuthOptions) (*ClientAuth, error) {
 	for _, result := range []string{clientAccepted, clientNoCertificate, clientUntrusted, clientExpired, clientWrongUsage, clientWrongName} {
 		r := &clientResult{
 			counted: metric.WithAttributeSet(attribute.NewSet(keyClientResult.String(result))),
-			log:     &rate.Sometimes{First: 1, Interval: 30 * time.Second},
 		}
 		a.counter.Add(context.Background(), 0, r.counted) // so that the first one is seen to rise
 		a.results[result] = r
@@ -193,11 +194,9 @@ func (a *ClientAuth) Check(next http.Handler) http.Handler {
 		result, err := a.verify(r.TLS)
 		a.counter.Add(r.Context(), 1, a.results[result].counted)
 		if err != nil {
-			a.results[result].log.Do(func() {
-				a.options.Logger.LogAttrs(r.Context(), slog.LevelWarn, "client certificate not accepted",
-					slog.String("result", result), slog.String("error", err.Error()), slog.Bool("refused", a.options.Enforce),
-					slog.String("remote", r.RemoteAddr), slog.String("path", r.URL.Path))
-			})
+			a.results[result].said.Log(r.Context(), a.options.Logger, slog.LevelWarn, "client certificate not accepted", func() []slog.Attr {
+				return []slog.Attr{slog.String("error", err.Error()), slog.String("remote", r.RemoteAddr), slog.String("path", clip(r.URL.Path))}
+			}, slog.String("result", result), slog.Bool("refused", a.options.Enforce))
 			if a.options.Enforce {
 				http.Error(w, "client certificate refused: "+result, http.StatusForbidden)
 				return

@@ -4,9 +4,10 @@
 //
 //	POST /mutate?timeout=5s          the API server's span `HTTP POST`, in the traceparent header
 //	  │
-//	  ├─ handler.go       otelhttp: SERVER span below the API server's; deadline from ?timeout=
+//	  ├─ handler.go       deadline from ?timeout=
 //	  ├─ review.go        AdmissionReview → Request, strictly, in one pass; objects stay raw JSON
 //	  │    └─ scan.go        the strict reader of JSON
+//	  ├─ handler.go       otelhttp: SERVER span below the API server's, if it is an admission request
 //	  ├─ mutator.go       each Mutator of the Chain in an INTERNAL span `mutate <name>`
 //	  │    ├─ tracecontext.go    span context → annotation, by the table below
 //	  │    │    └─ lineage.go      controller owner → what it has stored
@@ -15,7 +16,7 @@
 //	  └─ respond.go       how it ended → HTTP status and AdmissionReview
 //
 // telemetry.go holds the names of attributes and metrics, server.go the TLS server
-// with its drain.
+// with its drain and its deadlines, package limit what callers can make it hold.
 //
 // # What is stored
 //
@@ -74,15 +75,18 @@
 //	failed_open  mutator_panic           200   no     error   error  a mutator panicked
 //	failed_open  deadline_exceeded       200   no     error   error  a mutator ran out of the caller's ?timeout=
 //	unanswered   write_error             200   -      error   error  the caller went before it had the answer
-//	refused      method_not_allowed      405   -      unset   warn   not POST
-//	refused      unsupported_media_type  415   -      unset   warn   not application/json
-//	refused      unreadable_body         400   -      unset   warn   the caller broke off, or was too slow
-//	refused      empty_body              400   -      unset   warn   nothing in it
-//	refused      body_too_large          413   -      unset   warn   more than Options.MaxBodyBytes
-//	refused      malformed_review        400   -      unset   warn   not strict JSON, or a field of a wrong type
-//	refused      unsupported_version     400   -      unset   warn   not an admission.k8s.io/v1 AdmissionReview
-//	refused      no_request              400   -      unset   warn   without request, UID or operation
+//	refused      method_not_allowed      405   -      none    warn   not POST
+//	refused      unsupported_media_type  415   -      none    warn   not application/json
+//	refused      unreadable_body         400   -      none    warn   the caller broke off, or was too slow
+//	refused      empty_body              400   -      none    warn   nothing in it
+//	refused      body_too_large          413   -      none    warn   more than Options.MaxBodyBytes
+//	refused      overloaded              503   -      none   warn   too many bytes of requests at once; see ServerOptions.MaxBytesInFlight
+//	refused      malformed_review        400   -      none    warn   not strict JSON, or a field of a wrong type
+//	refused      unsupported_version     400   -      none    warn   not an admission.k8s.io/v1 AdmissionReview
+//	refused      no_request              400   -      none    warn   without request, UID or operation
 //
-// Both attributes are on the SERVER span and on the metrics. A denial of somebody
+// Both attributes are on the SERVER span and on the metrics. A refused call has no span,
+// so that none of the sampler's budget goes to it. Of log records at warn and error one in
+// half a minute is written for each error.type, with the count of the others. A denial of somebody
 // else's webhook (Instrument) is an answer and no error; our own mutators never deny.
 package webhook

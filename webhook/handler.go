@@ -1,10 +1,11 @@
 package webhook
 
-// The way of a request: otelhttp → deadline → review → mutators → patch → response.
+// The way of a request: deadline → review → otelhttp → mutators → patch → response.
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,6 +23,8 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
 // DefaultMaxBodyBytes is the largest review that is read: the API server takes objects of
@@ -93,7 +96,11 @@ func New(o Options) (http.Handler, error) {
 		h.spanNames = append(h.spanNames, "mutate "+step.Name)
 	}
 
-	return serverSpans(h, o.TracerProvider, o.Trust)
+	h.spans, err = serverSpans(http.HandlerFunc(h.serveAdmission), o.TracerProvider, o.Trust)
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // serverSpans gives every call of next a SERVER span.
@@ -140,13 +147,16 @@ type handler struct {
 	spanNames    []string // of the chain's steps
 	maxBodyBytes int64
 	telemetry    *telemetry
-	calls        sync.Pool // of *call
+	calls        sync.Pool    // of *call
+	spans        http.Handler // serveAdmission in a SERVER span
 }
 
 // call is the memory of one call, used again by later ones.
 type call struct {
 	body     bytes.Buffer
 	limited  io.LimitedReader // of the request's body
+	start    time.Time
+	budget   time.Duration // that the caller gives
 	decoder  reviewDecoder
 	request  Request
 	response Response
@@ -161,19 +171,39 @@ const (
 	growBytes = 64 << 10
 )
 
+// callKey is where a request's context has its *call.
+type callKey struct{}
+
+// NamespaceFromContext returns the namespace of the admission request that ctx belongs to, empty for one of
+// a cluster-scoped object. It is not ok for other contexts. It is for samplers: their
+// SamplingParameters.ParentContext knows the namespace when the SERVER span starts.
+func NamespaceFromContext(ctx context.Context) (namespace string, ok bool) {
+	c, ok := ctx.Value(callKey{}).(*call)
+	if !ok {
+		return "", false
+	}
+	return c.request.Namespace, true
+}
+
+// ServeHTTP reads the review first: what is no admission request gets no span, which would
+// count against the sampler's budget.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	start := time.Now()
 	c, _ := h.calls.Get().(*call)
 	if c == nil {
 		c = new(call)
 	}
-	span := trace.SpanFromContext(r.Context())
-	budget := timeout(r.URL)
-	res := h.answer(w, r, c, span, start.Add(budget-answerMargin))
-	if err := h.write(w, c, res); err != nil && res.err == nil {
-		res = unwritten(err)
+	c.start, c.budget = time.Now(), timeout(r.URL)
+	if res, ok := h.understand(w, r, c); ok {
+		// The span is of the whole call, though it is made now.
+		ctx := otelhttp.ContextWithStartTime(context.WithValue(r.Context(), callKey{}, c), c.start)
+		understood := r.WithContext(ctx)
+		understood.Body = http.NoBody // it is read
+		h.spans.ServeHTTP(w, understood)
+	} else {
+		h.end(r.Context(), w, c, res)
+		// The rest of a body that is not wanted must not hold anybody up, in net/http neither.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingering))
 	}
-	h.telemetry.finish(r.Context(), span, c, res, budget, time.Since(start))
 
 	if c.body.Cap() <= keepBytes {
 		c.body.Reset()
@@ -182,22 +212,44 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answer goes the way of the request up to its result.
-func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span trace.Span, deadline time.Time) result {
+// serveAdmission answers the request of a call that was understood, in its SERVER span.
+func (h *handler) serveAdmission(w http.ResponseWriter, r *http.Request) {
+	ctx := r.Context()
+	c, _ := ctx.Value(callKey{}).(*call)
+	h.end(ctx, w, c, h.answer(ctx, c))
+}
+
+// end writes how the call ended, and records it.
+func (h *handler) end(ctx context.Context, w http.ResponseWriter, c *call, res result) {
+	if err := h.write(w, c, res); err != nil && res.err == nil {
+		res = unwritten(err)
+	}
+	h.telemetry.finish(ctx, trace.SpanFromContext(ctx), c, res, c.budget, time.Since(c.start))
+}
+
+func (c *call) deadline() time.Time { return c.start.Add(c.budget - answerMargin) }
+
+// understand reads and decodes the request. It is not ok when there is no request to answer.
+func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (result, bool) {
 	if r.Method != http.MethodPost {
-		return methodNotAllowed(r.Method)
+		return methodNotAllowed(r.Method), false
 	}
 	if contentType := r.Header.Get("Content-Type"); !isJSON(contentType) {
-		return unsupportedMediaType(contentType)
+		return unsupportedMediaType(contentType), false
 	}
-	if res, ok := h.read(w, r, c, deadline); !ok {
-		return res
+	if res, ok := h.read(w, r, c); !ok {
+		return res, false
 	}
 	if err := c.decoder.decode(c.body.Bytes(), &c.request); err != nil {
 		c.request = Request{} // half a request must not look like one in log and metric
-		return undecodable(err)
+		return undecodable(err), false
 	}
-	c.request.SpanContext = span.SpanContext()
+	return result{}, true
+}
+
+// answer goes the way of an admission request up to its result.
+func (h *handler) answer(ctx context.Context, c *call) result {
+	c.request.SpanContext = trace.SpanContextFromContext(ctx)
 	c.response.object = &c.request.Object
 	if c.request.SpanContext.IsSampled() {
 		// From the audit event to the trace; the UID on the span is the way back.
@@ -207,7 +259,7 @@ func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span t
 
 	// Not cancelled with the connection or the server's context: while the server
 	// drains, an answer still counts. The deadline bounds it.
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(r.Context()), deadline)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), c.deadline())
 	defer cancel()
 	for i := range h.chain {
 		if res, ok := h.mutate(ctx, i, c); !ok {
@@ -223,7 +275,7 @@ func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *call, span t
 }
 
 // read fills c.body. It is not ok when there is no body to go on with.
-func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline time.Time) (result, bool) {
+func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call) (result, bool) {
 	if r.ContentLength > h.maxBodyBytes {
 		return bodyTooLarge(h.maxBodyBytes), false
 	}
@@ -233,14 +285,14 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call, deadline
 		c.body.Grow(int(min(r.ContentLength, growBytes)) + bytes.MinRead)
 	}
 	// A caller that sends its body drop by drop is cut off; writers that have no
-	// deadline (tests) go without.
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(deadline)
+	// deadline (tests) go without. net/http sets another one for the next request.
+	_ = http.NewResponseController(w).SetReadDeadline(c.deadline())
 	c.limited = io.LimitedReader{R: r.Body, N: h.maxBodyBytes + 1}
 	n, err := c.body.ReadFrom(&c.limited)
 	c.limited.R = nil
-	_ = control.SetReadDeadline(time.Time{})
 	switch {
+	case errors.Is(err, limit.ErrOverloaded):
+		return overloaded(err), false
 	case err != nil:
 		return unreadableBody(err), false
 	case n > h.maxBodyBytes:

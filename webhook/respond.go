@@ -27,6 +27,7 @@ const (
 	endUnreadableBody
 	endEmptyBody
 	endBodyTooLarge
+	endOverloaded
 	endMalformedReview
 	endUnsupportedVersion
 	endNoRequest
@@ -51,6 +52,7 @@ var endingTable = [endings]struct {
 	endUnreadableBody:       {http.StatusBadRequest, "refused", "unreadable_body"},
 	endEmptyBody:            {http.StatusBadRequest, "refused", "empty_body"},
 	endBodyTooLarge:         {http.StatusRequestEntityTooLarge, "refused", "body_too_large"},
+	endOverloaded:           {http.StatusServiceUnavailable, "refused", "overloaded"},
 	endMalformedReview:      {http.StatusBadRequest, "refused", "malformed_review"},
 	endUnsupportedVersion:   {http.StatusBadRequest, "refused", "unsupported_version"},
 	endNoRequest:            {http.StatusBadRequest, "refused", "no_request"},
@@ -130,6 +132,11 @@ func emptyBody() result {
 func bodyTooLarge(limit int64) result {
 	return result{ending: endBodyTooLarge,
 		err: fmt.Errorf("the body is larger than %d bytes; raise --max-body-bytes if objects really are that large", limit)}
+}
+
+// overloaded: others hold what memory there is. The API server goes on without an answer at once.
+func overloaded(err error) result {
+	return result{ending: endOverloaded, err: fmt.Errorf("read the body: %w", err)}
 }
 
 // undecodable maps what decode refused.

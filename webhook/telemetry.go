@@ -19,6 +19,8 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
 // scopeName is the instrumentation scope of all spans and metrics of this package.
@@ -52,6 +54,9 @@ type telemetry struct {
 	// attributes of the histograms for every resource, operation and ending, made once.
 	attributes [len(resources)][operations][endings][]metric.RecordOption
 	log        *slog.Logger
+	// Any caller can cause the records of calls that went wrong.
+	said      [endings]limit.Records
+	saidPanic limit.Records
 }
 
 func newTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, log *slog.Logger) (*telemetry, error) {
@@ -182,7 +187,9 @@ func (t *telemetry) mutate(ctx context.Context, name string) (context.Context, t
 
 // panicked logs where a mutator panicked; finish says the rest.
 func (t *telemetry) panicked(ctx context.Context, r *Request, stack []byte) {
-	t.log.LogAttrs(ctx, slog.LevelError, "mutator panicked", append(identity(r, r.SpanContext), slog.String("stack", string(stack)))...)
+	t.saidPanic.Log(ctx, t.log, slog.LevelError, "mutator panicked", func() []slog.Attr {
+		return append(identity(r, r.SpanContext), slog.String("stack", string(stack)))
+	})
 }
 
 // finish records how the call ended on span, metrics and log. A refusal or an
@@ -203,7 +210,7 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		attrs = append(attrs, keyOutcome.String(res.outcome()),
 			keyBudget.Float64(budget.Seconds()), keyRemaining.Float64((budget - took).Seconds()))
 		if res.understood() {
-			attrs = append(attrs, keyAllowed.Bool(true), keyOperations.Int(res.operations))
+			attrs = append(attrs, keyAllowed.Bool(true), keyOperations.Int(res.operations), semconv.HTTPRequestBodySize(c.body.Len()))
 		}
 		if res.err != nil {
 			attrs = append(attrs, semconv.ErrorTypeKey.String(res.errorType()))
@@ -217,21 +224,22 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		}
 	}
 
-	level := slog.LevelDebug
-	switch {
-	case res.err != nil && res.understood():
-		level = slog.LevelError
-	case res.err != nil:
-		level = slog.LevelWarn
+	said := func() []slog.Attr {
+		return append(identity(r, span.SpanContext()), slog.String("outcome", res.outcome()), slog.Duration("took", took))
 	}
-	if !t.log.Enabled(ctx, level) {
+	if res.err == nil {
+		if t.log.Enabled(ctx, slog.LevelDebug) {
+			t.log.LogAttrs(ctx, slog.LevelDebug, "admission call", said()...)
+		}
 		return
 	}
-	attrs := append(identity(r, span.SpanContext()), slog.String("outcome", res.outcome()), slog.Duration("took", took))
-	if res.err != nil {
-		attrs = append(attrs, slog.String("error_type", res.errorType()), slog.String("error", clean(res.err.Error(), mostErrorText)))
+	level := slog.LevelWarn
+	if res.understood() {
+		level = slog.LevelError
 	}
-	t.log.LogAttrs(ctx, level, "admission call", attrs...)
+	t.said[res.ending].Log(ctx, t.log, level, "admission call", func() []slog.Attr {
+		return append(said(), slog.String("error", clean(res.err.Error(), mostErrorText)))
+	}, slog.String("error_type", res.errorType()))
 }
 
 // identity is what every log record about a call has.

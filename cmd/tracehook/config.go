@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/tracehook/tracehook/webhook"
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
 // Where `serve` gets its certificate from.
@@ -40,8 +41,12 @@ type serveConfig struct {
 
 	HTTP2         bool
 	MaxBodyBytes  int64
-	ShutdownDelay time.Duration
 	AnnotationKey string
+
+	MaxConnections   int
+	MaxBytesInFlight int64
+	ShutdownDelay    time.Duration
+	ShutdownTimeout  time.Duration
 
 	Stamp   string // sampled, always
 	Lineage string // off, link, parent
@@ -64,7 +69,10 @@ func (c *serveConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.ClientAuth, "client-auth", "observe", "admission calls without an accepted client certificate: observe (count and serve them) or enforce (answer 403)")
 	f.BoolVar(&c.HTTP2, "enable-http2", false, "serve HTTP/2 too; the API server does not use it for webhooks behind a Service")
 	f.Int64Var(&c.MaxBodyBytes, "max-body-bytes", webhook.DefaultMaxBodyBytes, "largest AdmissionReview that is read, in bytes")
+	f.IntVar(&c.MaxConnections, "max-connections", limit.DefaultConnections, "most open connections for admission calls; for one more, the one of least use is closed")
+	f.Int64Var(&c.MaxBytesInFlight, "max-bytes-in-flight", limit.DefaultBytes, "most bytes that are held of requests under way; beyond, calls are answered 503 and the API server goes on without")
 	f.DurationVar(&c.ShutdownDelay, "shutdown-delay", 5*time.Second, "how long to go on serving, not ready, after SIGTERM")
+	f.DurationVar(&c.ShutdownTimeout, "shutdown-timeout", webhook.DefaultShutdownTimeout, "how long calls may take after that before their connections are cut")
 	f.StringVar(&c.AnnotationKey, "annotation-key", webhook.DefaultAnnotationKey, "annotation that stores the trace context")
 	f.StringVar(&c.Stamp, "stamp", "sampled", "which requests' contexts are stored: sampled, or always")
 	f.StringVar(&c.Lineage, "lineage", "link", "what an object that a controller creates has to do with the cause of its owner: link (it stores that cause), parent (it stores a span of its own in the cause's trace) or off")
@@ -81,8 +89,17 @@ func (c *serveConfig) validate() error {
 	if c.MaxBodyBytes <= 0 {
 		errs = append(errs, fmt.Errorf("--max-body-bytes %d: want more than 0", c.MaxBodyBytes))
 	}
+	if c.MaxConnections <= 0 {
+		errs = append(errs, fmt.Errorf("--max-connections %d: want more than 0", c.MaxConnections))
+	}
+	if c.MaxBytesInFlight < c.MaxBodyBytes/3*4 {
+		errs = append(errs, fmt.Errorf("--max-bytes-in-flight %d: want %d or more, so that one body of --max-body-bytes fits into three quarters of it", c.MaxBytesInFlight, c.MaxBodyBytes/3*4))
+	}
 	if c.ShutdownDelay < 0 {
 		errs = append(errs, fmt.Errorf("--shutdown-delay %s: want 0 or more", c.ShutdownDelay))
+	}
+	if c.ShutdownTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("--shutdown-timeout %s: want more than 0", c.ShutdownTimeout))
 	}
 	errs = append(errs,
 		checkChoice("certs", c.Certs, certsFiles, certsManaged, certsSecret),

@@ -11,13 +11,14 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"slices"
 	"strings"
-	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
-	"golang.org/x/time/rate"
+
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
 // errNoCertificate stands before what keeps a server from having one.
@@ -56,8 +57,12 @@ var handshakeReasons = []struct {
 type standardLog struct {
 	log     *slog.Logger
 	counter metric.Int64Counter
-	said    []rate.Sometimes // by index of handshakeReasons
+	said    []limit.Records // by index of handshakeReasons
+	others  []limit.Records // by index of messageKinds
 }
+
+// messageKinds are how the other lines begin that callers can cause, so that many of one kind do not hide another.
+var messageKinds = []string{"http: panic serving", "http: Accept error", "http2: ", "http: ", ""}
 
 // takeStandardLog makes the standard logger of this process write to log, and counts failed handshakes. It is the
 // process's one such logger, so this is for main programs.
@@ -78,10 +83,9 @@ func newStandardLog(to *slog.Logger, provider metric.MeterProvider) (*standardLo
 	if err != nil {
 		return nil, fmt.Errorf("create the counter of failed handshakes: %w", err)
 	}
-	s := &standardLog{log: to, counter: counter}
+	s := &standardLog{log: to, counter: counter, said: make([]limit.Records, len(handshakeReasons)), others: make([]limit.Records, len(messageKinds))}
 	for _, r := range handshakeReasons {
 		counter.Add(context.Background(), 0, failedFor(r.reason)) // so that the first one is seen to rise
-		s.said = append(s.said, rate.Sometimes{First: 1, Interval: 30 * time.Second})
 	}
 	return s, nil
 }
@@ -90,26 +94,29 @@ func failedFor(reason string) metric.MeasurementOption {
 	return metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(reason)))
 }
 
-// Write takes one line. A failed handshake is logged once in half a minute for each reason: anybody who
-// reaches the port can make them fail.
+// Write takes one line. A failed handshake is logged once in half a minute for each reason, with the count of the
+// others: anybody who reaches the port can make them fail.
 func (s *standardLog) Write(line []byte) (int, error) {
 	text := string(bytes.TrimSpace(line))
 	rest, ok := strings.CutPrefix(text, "http: TLS handshake error from ")
 	if !ok {
-		s.log.Warn("message of the standard library", "text", text)
+		kind := slices.IndexFunc(messageKinds, func(begin string) bool { return strings.HasPrefix(text, begin) })
+		s.others[kind].Log(context.Background(), s.log, slog.LevelWarn, "message of the standard library", func() []slog.Attr {
+			return []slog.Attr{slog.String("text", text)}
+		})
 		return len(line), nil
 	}
 	remote, problem, _ := strings.Cut(rest, ": ")
 	i := handshakeReason(problem)
 	r := handshakeReasons[i]
 	s.counter.Add(context.Background(), 1, failedFor(r.reason))
-	s.said[i].Do(func() {
-		attrs := []slog.Attr{slog.String("reason", r.reason), slog.String("remote", remote), slog.String("error", problem)}
+	s.said[i].Log(context.Background(), s.log, slog.LevelWarn, "TLS handshake failed", func() []slog.Attr {
+		attrs := []slog.Attr{slog.String("remote", remote), slog.String("error", problem)}
 		if r.hint != "" {
 			attrs = append(attrs, slog.String("hint", r.hint))
 		}
-		s.log.LogAttrs(context.Background(), slog.LevelWarn, "TLS handshake failed", attrs...)
-	})
+		return attrs
+	}, slog.String("reason", r.reason))
 	return len(line), nil
 }
 

@@ -85,7 +85,10 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		Handler:        routes,
 		GetCertificate: withReason(certificate.get),
 		HTTP2:          config.HTTP2,
-		ShutdownDelay:  config.ShutdownDelay,
+
+		MaxConnections: config.MaxConnections, MaxBytesInFlight: config.MaxBytesInFlight,
+		ShutdownDelay: config.ShutdownDelay, ShutdownTimeout: config.ShutdownTimeout,
+		Logger: log, MeterProvider: telemetry.meterProvider,
 	}
 	if clientAuth != nil {
 		certificate.watchers = append(certificate.watchers, task{"watch the CAs of client certificates", clientAuth.Start})

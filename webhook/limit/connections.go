@@ -1,0 +1,405 @@
+// Package limit bounds what callers can make a server hold: connections, bytes that
+// were received for requests, and lines of its log. It knows net/http and nothing of
+// admission.
+package limit
+
+// Connections: accepted ones in, those that may stay out. When there is no room, the
+// connection goes that is of least use; Victim says which. Errors: those of the listener.
+
+import (
+	"cmp"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// DefaultConnections is how many connections are open at most. An API server keeps 25 to
+// a webhook, and opens more for a moment when it has more calls at once.
+const DefaultConnections = 1000
+
+// Reasons for which a limit ends a connection.
+const (
+	ReasonConnections    = "connection_limit" // there were too many
+	ReasonBytes          = "bytes_limit"      // it held too many of too many bytes
+	ReasonHeaderTooLarge = "header_too_large" // larger than http.Server.MaxHeaderBytes
+	ReasonHeaderTimeout  = "header_timeout"   // the header did not come in time
+	ReasonNoRequest      = "no_request"       // what came is no HTTP request
+)
+
+// Reasons are all of them.
+var Reasons = [...]string{ReasonConnections, ReasonBytes, ReasonHeaderTooLarge, ReasonHeaderTimeout, ReasonNoRequest}
+
+const (
+	// settled is for how long a call under way is not given up for one more connection
+	// of the same caller: usual calls take milliseconds.
+	settled = time.Second
+	// free bytes of each connection are not counted in Bytes: usual calls need no more,
+	// and the limit of connections bounds them.
+	free = 16 << 10
+	// step is how many bytes are taken of Bytes at once.
+	step = 32 << 10
+	// refusal is how long a connection that was given up stays half open, so that its
+	// caller can read the answer. net/http waits as long.
+	refusal = 500 * time.Millisecond
+)
+
+// Connections bounds how many connections a server has open, and what they hold. Make
+// one for each server, and set both Listen and State:
+//
+//	server.ConnState = connections.State
+//	server.Serve(tls.NewListener(connections.Listen(listener), config))
+type Connections struct {
+	o     ConnectionsOptions
+	start time.Time
+
+	mu        sync.Mutex
+	open      map[*conn]struct{}
+	byAddress map[netip.Addr]int
+}
+
+// ConnectionsOptions of Connections. The zero value is a limit of DefaultConnections.
+type ConnectionsOptions struct {
+	// Most connections are open at once. Zero: DefaultConnections.
+	Most int
+	// Bytes bounds what all connections have received for the requests under way, headers
+	// included. Nil: not counted.
+	Bytes *Bytes
+	// TLS is that connections begin with a handshake, which has http.Server.ReadHeaderTimeout.
+	TLS bool
+	// FirstRequest is how long a new connection may be without a request. An HTTP client opens
+	// connections ahead and uses them later, so this should be as long as http.Server.IdleTimeout.
+	// HeaderTimeout is how long the header may take from its first byte; it should be
+	// http.Server.ReadHeaderTimeout. Zero: http.Server.ReadHeaderTimeout is for both together.
+	FirstRequest, HeaderTimeout time.Duration
+	// MaxHeaderBytes is http.Server.MaxHeaderBytes, to tell the reason of a refusal.
+	MaxHeaderBytes int
+	// Refused is told the reason for each connection that is ended by a limit. Nil: nobody is.
+	Refused func(reason string)
+}
+
+// NewConnections makes the limit.
+func NewConnections(o ConnectionsOptions) *Connections {
+	o.Most = cmp.Or(o.Most, DefaultConnections)
+	if o.Refused == nil {
+		o.Refused = func(string) {}
+	}
+	return &Connections{o: o, start: time.Now(), open: map[*conn]struct{}{}, byAddress: map[netip.Addr]int{}}
+}
+
+// Open is how many connections are open now.
+func (c *Connections) Open() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.open)
+}
+
+// Cut closes all connections at once, without a word to their callers, and says how many they were.
+func (c *Connections) Cut() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for known := range c.open {
+		known.refused.Store(true) // this is no limit's doing
+		_ = known.Conn.Close()
+	}
+	return len(c.open)
+}
+
+// Listen returns a listener whose connections are counted.
+func (c *Connections) Listen(l net.Listener) net.Listener { return &listener{l, c} }
+
+// State is for http.Server.ConnState.
+func (c *Connections) State(nc net.Conn, state http.ConnState) {
+	known := connOf(nc)
+	if known == nil {
+		return
+	}
+	switch state {
+	case http.StateActive:
+		known.enter(phaseActive)
+	case http.StateIdle:
+		known.hold.Release()
+		known.received.Store(0)
+		known.handled.Store(false)
+		known.enter(phaseIdle)
+	case http.StateClosed, http.StateHijacked:
+		known.tellWhy()
+		c.remove(known)
+	}
+}
+
+// Handled says that the request has reached a handler: what ends its connection from here on
+// is the handler's to tell. For HTTP/2 it also ends the count of the connection's bytes:
+// they are of many requests, and Bytes.Body counts each of those.
+func Handled(nc net.Conn, http2 bool) {
+	if c := connOf(nc); c != nil {
+		c.handled.Store(true)
+		if http2 && !c.http2.Swap(true) {
+			c.hold.Release()
+		}
+	}
+}
+
+func connOf(nc net.Conn) *conn {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c, _ := nc.(*conn)
+	return c
+}
+
+type listener struct {
+	net.Listener
+	connections *Connections
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if c, ok := l.connections.add(raw); ok {
+			return c, nil
+		}
+		_ = raw.Close()
+	}
+}
+
+// add makes room for one more connection if it must, and is not ok if it cannot.
+func (c *Connections) add(raw net.Conn) (*conn, bool) {
+	added := &conn{Conn: raw, of: c, address: addressOf(raw)}
+	added.hold.init(c.o.Bytes, added.giveUp)
+	if !c.o.TLS {
+		added.deadlines.Store(deadlinesFirst)
+	}
+	added.enter(phaseNew)
+
+	c.mu.Lock()
+	var victim *conn
+	if len(c.open) >= c.o.Most {
+		if victim = c.victim(added.address); victim == nil {
+			c.mu.Unlock()
+			c.o.Refused(ReasonConnections)
+			return nil, false
+		}
+		c.forget(victim)
+	}
+	c.open[added] = struct{}{}
+	c.byAddress[added.address]++
+	c.mu.Unlock()
+
+	if victim != nil && victim.refused.CompareAndSwap(false, true) {
+		c.o.Refused(ReasonConnections)
+		_ = victim.Conn.Close() // its goroutine sees that and goes
+	}
+	return added, true
+}
+
+// victim is the connection to give up for a new one from that address: of the address that
+// has most, a connection that was never used, then the one that is idle for longest, then the
+// one whose request takes longest. So nobody gets in by taking the place of a caller who has
+// fewer connections, nor by opening connections without a use.
+func (c *Connections) victim(newcomer netip.Addr) *conn {
+	most := c.byAddress[newcomer] + 1
+	for _, n := range c.byAddress {
+		most = max(most, n)
+	}
+	now := time.Since(c.start)
+	var victim *conn
+	var phase, since int64
+	for candidate := range c.open {
+		n := c.byAddress[candidate.address]
+		if candidate.address == newcomer {
+			n++
+		}
+		if n < most {
+			continue
+		}
+		p, s := candidate.state()
+		if p == phaseActive && candidate.address == newcomer && now-time.Duration(s) < settled {
+			continue
+		}
+		if victim == nil || p < phase || p == phase && s < since {
+			victim, phase, since = candidate, p, s
+		}
+	}
+	return victim
+}
+
+func (c *Connections) remove(known *conn) {
+	known.hold.Release()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(known)
+}
+
+// forget is called with the lock held.
+func (c *Connections) forget(known *conn) {
+	if _, ok := c.open[known]; !ok {
+		return
+	}
+	delete(c.open, known)
+	if c.byAddress[known.address]--; c.byAddress[known.address] == 0 {
+		delete(c.byAddress, known.address)
+	}
+}
+
+// addressOf is who is at the other end. A host has many IPv6 addresses, and one /64.
+func addressOf(c net.Conn) netip.Addr {
+	tcp, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	address := tcp.AddrPort().Addr().Unmap()
+	if address.Is6() {
+		if prefix, err := address.WithZone("").Prefix(64); err == nil {
+			return prefix.Addr()
+		}
+	}
+	return address
+}
+
+// Phases of a connection, in the order in which they are given up.
+const (
+	phaseNew int64 = iota
+	phaseIdle
+	phaseActive
+)
+
+// What net/http sets read deadlines for, in this order. See SetReadDeadline.
+const (
+	deadlinesHandshake int32 = iota
+	deadlinesFirst           // for the first header next
+	deadlinesWaiting         // for the first byte of it
+	deadlinesUsual
+)
+
+// conn is one connection.
+type conn struct {
+	net.Conn
+	of      *Connections
+	address netip.Addr
+
+	phase atomic.Int64 // since when, in ns from the start of Connections, times 4, plus the phase
+
+	hold      Hold
+	received  atomic.Int64 // bytes since the connection was last idle
+	deadlines atomic.Int32
+	http2     atomic.Bool
+	handled   atomic.Bool // a handler has the request
+	late      atomic.Bool // a deadline has passed before one had it
+	givenUp   atomic.Bool // Bytes gave it up
+	refused   atomic.Bool // the reason is told
+}
+
+func (c *conn) enter(phase int64) { c.phase.Store(int64(time.Since(c.of.start))<<2 | phase) }
+
+func (c *conn) state() (phase, since int64) {
+	packed := c.phase.Load()
+	return packed & 3, packed >> 2
+}
+
+// Read counts what comes.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.givenUp.Load() {
+		return 0, ErrOverloaded
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.deadlines.CompareAndSwap(deadlinesWaiting, deadlinesUsual) {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(c.of.o.HeaderTimeout))
+	}
+	if err != nil {
+		if c.givenUp.Load() {
+			return n, ErrOverloaded
+		}
+		if !c.handled.Load() && isTimeout(err) {
+			c.late.Store(true)
+		}
+		return n, err
+	}
+	received := c.received.Add(int64(n))
+	if received > free && c.of.o.Bytes != nil && !c.http2.Load() {
+		if more := received - free - c.hold.taken(); more > 0 {
+			if err := c.hold.Take(max(more, step)); err != nil {
+				c.givenUp.Store(true)
+				return n, err
+			}
+		}
+	}
+	return n, nil
+}
+
+// SetReadDeadline gives a new connection FirstRequest for its first byte, and HeaderTimeout
+// from there. net/http has one deadline for both before the first request, and two before
+// all others.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	if c.givenUp.Load() {
+		return nil // it has one, and that has passed
+	}
+	if c.of.o.FirstRequest > 0 {
+		switch c.deadlines.Load() {
+		case deadlinesHandshake:
+			if t.IsZero() { // the handshake is done
+				c.deadlines.Store(deadlinesFirst)
+			}
+		case deadlinesFirst:
+			if !t.IsZero() {
+				t = time.Now().Add(c.of.o.FirstRequest)
+				c.deadlines.Store(deadlinesWaiting)
+			}
+		case deadlinesWaiting: // whatever it is, the first header is there or the end is near
+			c.deadlines.Store(deadlinesUsual)
+		}
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetDeadline sets both.
+func (c *conn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+// giveUp makes a Read that waits return.
+func (c *conn) giveUp() {
+	c.givenUp.Store(true)
+	_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// Close lets the caller read why, if the connection was given up while it was sending: at once
+// there would be a reset, which can overtake the answer.
+func (c *conn) Close() error {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && c.givenUp.Load() && c.handled.Load() {
+		time.AfterFunc(refusal, func() { _ = tcp.Close() })
+		return tcp.CloseWrite()
+	}
+	return c.Conn.Close()
+}
+
+// tellWhy counts a connection that ends without its request having reached a handler.
+func (c *conn) tellWhy() {
+	phase, _ := c.state()
+	switch {
+	case c.givenUp.Load():
+		c.tell(ReasonBytes)
+	case c.handled.Load() || c.http2.Load():
+	case phase == phaseActive && c.of.o.MaxHeaderBytes > 0 && c.received.Load() > int64(c.of.o.MaxHeaderBytes):
+		c.tell(ReasonHeaderTooLarge)
+	case phase == phaseActive && c.late.Load():
+		c.tell(ReasonHeaderTimeout)
+	case phase == phaseActive:
+		c.tell(ReasonNoRequest)
+	}
+}
+
+func (c *conn) tell(reason string) {
+	if c.refused.CompareAndSwap(false, true) {
+		c.of.o.Refused(reason)
+	}
+}

@@ -1,0 +1,305 @@
+package limit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// serve runs a server with these limits and returns its address.
+func serve(t *testing.T, o ConnectionsOptions, handler http.Handler) (string, *Connections, func() map[string]int) {
+	t.Helper()
+	var mu sync.Mutex
+	refused := map[string]int{}
+	o.Refused = func(reason string) {
+		mu.Lock()
+		defer mu.Unlock()
+		refused[reason]++
+	}
+	o.MaxHeaderBytes, o.FirstRequest, o.HeaderTimeout = 8<<10, time.Minute, 300*time.Millisecond
+	connections := NewConnections(o)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type key struct{}
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			Handled(r.Context().Value(key{}).(net.Conn), false)
+			handler.ServeHTTP(w, r)
+		}),
+		ConnState: connections.State, MaxHeaderBytes: o.MaxHeaderBytes, ReadHeaderTimeout: o.HeaderTimeout, ReadTimeout: time.Minute,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, key{}, c) },
+	}
+	go func() { _ = server.Serve(connections.Listen(listener)) }()
+	t.Cleanup(func() { server.Close() })
+	return listener.Addr().String(), connections, func() map[string]int {
+		mu.Lock()
+		defer mu.Unlock()
+		got := map[string]int{}
+		for reason, n := range refused {
+			got[reason] = n
+		}
+		return got
+	}
+}
+
+// dial connects from an address of loopback, which all belong to this machine.
+func dial(t *testing.T, from, to string) net.Conn {
+	t.Helper()
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	if from != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	c, err := dialer.Dial("tcp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// call makes a request and says what came of it.
+func call(c net.Conn, body string) string {
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n\r\n"+body); err != nil {
+		return "write: " + err.Error()
+	}
+	return answer(c)
+}
+
+func answer(c net.Conn) string {
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	buffer := make([]byte, 4096)
+	n, err := c.Read(buffer)
+	if n == 0 {
+		return "read: " + err.Error()
+	}
+	status, _, _ := strings.Cut(string(buffer[:n]), "\r\n")
+	return status
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+var ok = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	if _, err := io.Copy(io.Discard, r.Body); errors.Is(err, ErrOverloaded) {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+})
+
+func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
+	address, connections, refused := serve(t, ConnectionsOptions{Most: 50}, ok)
+	var kept []net.Conn
+	for range 10 {
+		c := dial(t, "", address)
+		if got := call(c, ""); got != "HTTP/1.1 200 OK" {
+			t.Fatal(got)
+		}
+		kept = append(kept, c)
+	}
+	for range 200 { // never used
+		dial(t, "", address)
+	}
+	eventually(t, "the limit holds", func() bool { return connections.Open() == 50 && refused()[ReasonConnections] == 160 })
+	for i, c := range kept {
+		if got := call(c, ""); got != "HTTP/1.1 200 OK" {
+			t.Errorf("used connection %d, beside 200 that never were: %s", i, got)
+		}
+	}
+	if got := call(dial(t, "", address), ""); got != "HTTP/1.1 200 OK" {
+		t.Errorf("a new connection: %s", got)
+	}
+}
+
+func TestACallerPaysForItsOwnConnections(t *testing.T) {
+	address, connections, _ := serve(t, ConnectionsOptions{Most: 50}, ok)
+	quiet := dial(t, "127.0.0.2", address) // never used, so the first to go by that rule
+	for range 200 {
+		c := dial(t, "127.0.0.3", address)
+		if got := call(c, ""); got != "HTTP/1.1 200 OK" {
+			t.Fatal(got)
+		}
+	}
+	eventually(t, "the limit holds", func() bool { return connections.Open() == 50 })
+	if got := call(quiet, ""); got != "HTTP/1.1 200 OK" {
+		t.Errorf("the only connection of a caller, beside 200 of another: %s", got)
+	}
+}
+
+func TestSlowRequestsGiveWayToNewConnections(t *testing.T) {
+	address, _, _ := serve(t, ConnectionsOptions{Most: 20}, ok)
+	for range 20 {
+		c := dial(t, "127.0.0.3", address)
+		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+	}
+	time.Sleep(100 * time.Millisecond)
+	if got := call(dial(t, "127.0.0.2", address), "x"); got != "HTTP/1.1 200 OK" {
+		t.Errorf("beside 20 requests that do not end: %s", got)
+	}
+}
+
+func TestEveryConnectionThatALimitEndsIsCountedByItsReason(t *testing.T) {
+	address, _, refused := serve(t, ConnectionsOptions{Most: 100}, ok)
+	for reason, send := range map[string]string{
+		ReasonHeaderTooLarge: "POST / HTTP/1.1\r\nHost: x\r\nUser-Agent: " + strings.Repeat("x", 900<<10) + "\r\n\r\n",
+		ReasonHeaderTimeout:  "POST / HTTP/1.1\r\nHost: x\r\nUser-Agent: ",
+		ReasonNoRequest:      "what?\r\n\r\n",
+	} {
+		c := dial(t, "", address)
+		go func() { _, _ = io.WriteString(c, send) }()
+		eventually(t, reason, func() bool { return refused()[reason] == 1 })
+	}
+	if got := refused(); len(got) != 3 {
+		t.Errorf("counted %v, want three reasons once", got)
+	}
+}
+
+func TestANewConnectionMayWaitForItsFirstRequestAsLongAsAnyOther(t *testing.T) {
+	address, _, _ := serve(t, ConnectionsOptions{}, ok)
+	c := dial(t, "", address)
+	time.Sleep(time.Second) // three times the timeout of a header
+	if got := call(c, ""); got != "HTTP/1.1 200 OK" {
+		t.Error(got)
+	}
+}
+
+func TestBytesOfSlowRequestsAreGivenUpForOthers(t *testing.T) {
+	held := NewBytes(1 << 20)
+	address, _, refused := serve(t, ConnectionsOptions{Bytes: held}, ok)
+	large := strings.Repeat("x", 200<<10)
+	var slow []net.Conn
+	for range 6 {
+		c := dial(t, "", address)
+		go func() {
+			_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"+large)
+		}()
+		slow = append(slow, c)
+	}
+	eventually(t, "large requests hold their share", func() bool { return held.Used() > 600<<10 })
+	if got := call(dial(t, "", address), strings.Repeat("x", 40<<10)); got != "HTTP/1.1 200 OK" {
+		t.Errorf("a small request, which has a share of its own: %s", got)
+	}
+	if got := call(dial(t, "", address), large); got != "HTTP/1.1 503 Service Unavailable" {
+		t.Errorf("one more large request at once: %s, want 503", got)
+	}
+	time.Sleep(slowFor)
+	if got := call(dial(t, "", address), large); got != "HTTP/1.1 200 OK" {
+		t.Errorf("a large request, when others have been slow for a second: %s", got)
+	}
+	answered := 0
+	for _, c := range slow {
+		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		if answer := make([]byte, 12); readAll(c, answer) && string(answer) == "HTTP/1.1 503" {
+			answered++
+		}
+	}
+	if answered == 0 {
+		t.Error("none of the slow ones was told 503")
+	}
+	for _, c := range slow {
+		c.Close()
+	}
+	eventually(t, "everything is given back", func() bool { return held.Used() == 0 })
+	if refused()[ReasonBytes] == 0 {
+		t.Error("none was counted")
+	}
+}
+
+const slowFor = slow + 200*time.Millisecond
+
+func readAll(c net.Conn, p []byte) bool {
+	_, err := io.ReadFull(c, p)
+	return err == nil
+}
+
+func TestWhatIsAnnouncedTakesNothing(t *testing.T) {
+	held := NewBytes(1 << 20)
+	address, _, _ := serve(t, ConnectionsOptions{Bytes: held}, ok)
+	for range 50 {
+		_, _ = io.WriteString(dial(t, "", address), "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+	}
+	if got := call(dial(t, "", address), strings.Repeat("x", 500<<10)); got != "HTTP/1.1 200 OK" {
+		t.Errorf("beside 50 announcements: %s", got)
+	}
+}
+
+func TestABodyIsCountedOnASharedConnectionToo(t *testing.T) {
+	held := NewBytes(1 << 20)
+	interrupted := make(chan bool, 1)
+	first, err := held.NewBody(io.NopCloser(strings.NewReader(strings.Repeat("x", 700<<10))), 100, func() { interrupted <- true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, first); err != nil {
+		t.Fatal(err)
+	}
+	more := func() error {
+		body, err := held.NewBody(io.NopCloser(strings.NewReader(strings.Repeat("x", 400<<10))), 100, func() {})
+		if err != nil {
+			return err
+		}
+		defer body.Release()
+		_, err = io.Copy(io.Discard, body)
+		return err
+	}
+	if err := more(); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("got %v, want %v", err, ErrOverloaded)
+	}
+	time.Sleep(slowFor)
+	if err := more(); err != nil {
+		t.Errorf("got %v when the first was slow", err)
+	}
+	<-interrupted
+	if _, err := first.Read(make([]byte, 1)); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("the first got %v, want %v", err, ErrOverloaded)
+	}
+	first.Release()
+	if used := held.Used(); used != 0 {
+		t.Errorf("%d bytes are held at the end", used)
+	}
+}
+
+func TestOfManyRecordsOneIsWrittenAndTheOthersAreCounted(t *testing.T) {
+	var mu sync.Mutex
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(writer(func(p []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return out.Write(p)
+	}), nil))
+	records := Records{Every: 200 * time.Millisecond}
+	for i := range 1000 {
+		records.Log(t.Context(), log, slog.LevelWarn, "refused", func() []slog.Attr { return []slog.Attr{slog.Int("i", i)} }, slog.String("reason", "r"))
+	}
+	lines := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Count(out.String(), "\n")
+	}
+	eventually(t, "the count is written", func() bool { return lines() >= 2 })
+	mu.Lock()
+	defer mu.Unlock()
+	if text := out.String(); !strings.Contains(text, "msg=refused i=0 reason=r") || !strings.Contains(text, "like=refused left_out=") {
+		t.Errorf("log:\n%s", text)
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
