@@ -39,7 +39,7 @@ func (p readiness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			continue
 		}
 		if err := c.ready(r); err != nil {
-			status, lines = http.StatusInternalServerError, []string{fmt.Sprintf("not ready: %s: %s", c.name, printable(oneLine(err.Error())))}
+			status, lines = http.StatusServiceUnavailable, []string{fmt.Sprintf("not ready: %s: %s", c.name, printable(oneLine(err.Error())))}
 			break
 		}
 	}

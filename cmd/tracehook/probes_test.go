@@ -28,9 +28,9 @@ func TestReadyzSaysWhyNotAndWhatIsWrongAllTheSame(t *testing.T) {
 	}{
 		{"nothing to check", readiness{}, 200, "ok"},
 		{"all is well", readiness{checks: []check{yes, {"nothing there to be checked", nil}}}, 200, "ok"},
-		{"one is missing", readiness{checks: []check{yes, no("second"), no("third")}}, 500, "not ready: second: second is missing"},
+		{"one is missing", readiness{checks: []check{yes, no("second"), no("third")}}, 503, "not ready: second: second is missing"},
 		{"a warning", readiness{checks: []check{yes}, warnings: []func() []certs.Finding{findings}}, 200, "ok\nwarning: expires-soon: in 2 days�"},
-		{"both", readiness{checks: []check{no("second")}, warnings: []func() []certs.Finding{findings}}, 500, "not ready: second: second is missing\nwarning: expires-soon: in 2 days�"},
+		{"both", readiness{checks: []check{no("second")}, warnings: []func() []certs.Finding{findings}}, 503, "not ready: second: second is missing\nwarning: expires-soon: in 2 days�"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := httptest.NewRecorder()

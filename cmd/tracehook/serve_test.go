@@ -144,7 +144,7 @@ func TestServeAnswersTakesANewCertificateUpAndStopsInOrder(t *testing.T) {
 	}
 
 	s.stop()
-	s.eventually(t, "unready", func() bool { return strings.HasPrefix(s.get(t, s.config.HealthAddress, "/readyz"), "500") })
+	s.eventually(t, "unready", func() bool { return strings.HasPrefix(s.get(t, s.config.HealthAddress, "/readyz"), "503") })
 	if _, err := s.admit(second); err != nil {
 		t.Errorf("during the shutdown delay: %v", err)
 	}
@@ -290,7 +290,7 @@ func TestServeWithoutAnAPIServerComesUpUnreadyAndStops(t *testing.T) {
 			defer stop()
 			go func() { s.ended <- serve(ctx, s.config, s.log) }()
 			s.eventually(t, "up and unready", func() bool {
-				return strings.HasPrefix(s.get(t, s.config.HealthAddress, "/readyz"), "500 not ready: certificate: there is no certificate yet")
+				return strings.HasPrefix(s.get(t, s.config.HealthAddress, "/readyz"), "503 not ready: certificate: there is no certificate yet")
 			})
 			if got := s.get(t, s.config.HealthAddress, "/healthz"); got != "200 ok" {
 				t.Errorf("/healthz: %s", got)

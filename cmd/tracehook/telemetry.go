@@ -175,27 +175,6 @@ func measureCertificate(provider metric.MeterProvider, get getCertificate) error
 	return nil
 }
 
-// newCappedSampler samples what its parent samples and what has none, but no more
-// than so many a second: no client of the API server can force more on us.
-func newCappedSampler(perSecond float64) sdktrace.Sampler {
-	capped := cappedSampler{limit: rate.NewLimiter(rate.Limit(perSecond), max(1, int(perSecond)))}
-	return sdktrace.ParentBased(capped, sdktrace.WithRemoteParentSampled(capped))
-}
-
-type cappedSampler struct{ limit *rate.Limiter }
-
-func (s cappedSampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
-	r := sdktrace.SamplingResult{Decision: sdktrace.Drop, Tracestate: trace.SpanContextFromContext(p.ParentContext).TraceState()}
-	if s.limit.Allow() {
-		r.Decision = sdktrace.RecordAndSample
-	}
-	return r
-}
-
-func (s cappedSampler) Description() string {
-	return fmt.Sprintf("CappedSampler{%g/s}", float64(s.limit.Limit()))
-}
-
 // newTelemetryErrorLog logs what the SDK complains of, at most once in a while: with
 // a dead Collector every batch fails, and a log line for each helps nobody.
 func newTelemetryErrorLog(log *slog.Logger) func(error) {

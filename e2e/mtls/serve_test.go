@@ -117,7 +117,7 @@ subjects: [{kind: ServiceAccount, namespace: tracehook-system, name: tracehook}]
 			return ""
 		})
 	}
-	readyz(500, "not ready: certificate: there is no certificate yet", secret)
+	readyz(503, "not ready: certificate: there is no certificate yet", secret)
 
 	pki := filepath.Join(t.TempDir(), "pki")
 	if _, err := certificates.Issue(t.Context(), shared.tracehook, certificates.Service, pki); err != nil {
