@@ -147,7 +147,7 @@ func everyHandler(t *testing.T, f func(t *testing.T, handler http.Handler, seen 
 		seen *http.Request
 	}{
 		{"New", func(p trace.TracerProvider) http.Handler {
-			h, err := New(Options{TracerProvider: p, Mutators: Chain{{Name: "trace-context", Mutator: newTraceContext(t, TraceContextOptions{})}}})
+			h, err := New(Options{TracerProvider: p, MaxBodyBytes: 64 << 20, Mutators: Chain{{Name: "trace-context", Mutator: newTraceContext(t, TraceContextOptions{})}}})
 			if err != nil {
 				t.Fatal(err)
 			}
