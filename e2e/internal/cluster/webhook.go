@@ -5,6 +5,7 @@ package cluster
 // server's.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -30,6 +31,7 @@ type WebhookOptions struct {
 	Env       []string   // more environment, on top of Cluster.Env
 	Name      string     // of the log file; "": "tracehook"
 	Port      int        // for admission calls; 0: a free one
+	Namespace string     // as TracehookOptions'
 	APIServer *APIServer // the one it talks to; nil: the first
 	// Unready does not wait until it is ready, only until it answers probes.
 	Unready bool
@@ -73,7 +75,7 @@ func (c *Cluster) StartWebhook(ctx context.Context, o WebhookOptions) (*Webhook,
 		answers = w.HealthURL + "/healthz"
 	}
 	program, err := c.StartTracehook(ctx, TracehookOptions{
-		Args: append(args, o.Args...), Env: o.Env, Name: o.Name, APIServer: o.APIServer,
+		Args: append(args, o.Args...), Env: o.Env, Name: o.Name, Namespace: o.Namespace, APIServer: o.APIServer,
 		Ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, answers) },
 	})
 	if err != nil {
@@ -88,27 +90,29 @@ type TracehookOptions struct {
 	Args []string
 	Env  []string // more environment, on top of Cluster.Env
 	Name string   // of the log file; "": "tracehook"
-	// ServiceAccount of tracehook-system that it is to the API server, with no more
-	// rights than the manifests give. "": "tracehook".
-	ServiceAccount string
-	APIServer      *APIServer // the one it talks to; nil: the first
+	// Namespace and ServiceAccount that it is to the API server, with no more
+	// rights than the manifests give. "": "tracehook-system" and "tracehook".
+	Namespace, ServiceAccount string
+	APIServer                 *APIServer // the one it talks to; nil: the first
 	// Ready is asked until it has no complaint. Nil: nobody waits.
 	Ready func(context.Context) error
 }
 
 // StartTracehook starts the built tracehook.
 func (c *Cluster) StartTracehook(ctx context.Context, o TracehookOptions) (*Program, error) {
-	if o.ServiceAccount == "" {
-		o.ServiceAccount = "tracehook"
+	env := c.Env()
+	if o.Namespace != "" {
+		env = append(env, "POD_NAMESPACE="+o.Namespace)
 	}
-	kubeconfig, err := c.userOf(o.APIServer, "system:serviceaccount:"+webhookNamespace+":"+o.ServiceAccount,
-		"system:serviceaccounts", "system:serviceaccounts:"+webhookNamespace, "system:authenticated")
+	namespace, account := cmp.Or(o.Namespace, webhookNamespace), cmp.Or(o.ServiceAccount, "tracehook")
+	kubeconfig, err := c.userOf(o.APIServer, "system:serviceaccount:"+namespace+":"+account,
+		"system:serviceaccounts", "system:serviceaccounts:"+namespace, "system:authenticated")
 	if err != nil {
 		return nil, err
 	}
 	return c.StartProgram(ctx, ProgramOptions{
 		Program: "tracehook", Name: o.Name, Args: o.Args,
-		Env:   append(append(c.Env(), "KUBECONFIG="+kubeconfig), o.Env...),
+		Env:   append(append(env, "KUBECONFIG="+kubeconfig), o.Env...),
 		Ready: o.Ready,
 	})
 }
@@ -121,6 +125,7 @@ type InstallOptions struct {
 	FailurePolicy string // "": as shipped, Ignore
 	// Components are names of directories in deploy/components.
 	Components []string
+	Namespace  string // another than tracehook-system, by kustomize's `namespace`
 }
 
 // InstallWebhook applies deploy/overlays/local with the port changed, writes the CA
@@ -180,6 +185,9 @@ patches:
 		text += `- target: {kind: ValidatingAdmissionPolicy(Binding)?}
   patch: "{$patch: delete, apiVersion: v1, kind: any, metadata: {name: any}}"
 `
+	}
+	if o.Namespace != "" {
+		text += "namespace: " + o.Namespace + "\n"
 	}
 	text += "components:\n"
 	for _, component := range o.Components {
