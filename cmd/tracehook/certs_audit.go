@@ -16,6 +16,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/dynamic"
@@ -308,10 +309,11 @@ func orDash(s string) string {
 	return printable(s)
 }
 
-// printable keeps what certificates and URLs say from steering the terminal.
+// printable keeps what servers, certificates and URLs say from steering the terminal, also from
+// turning the direction of writing.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if !unicode.IsPrint(r) {
 			return '�'
 		}
 		return r

@@ -81,7 +81,7 @@ func exitCode(err error, stderr io.Writer) int {
 		exit = &exitError{code: exitFailed, err: err}
 	}
 	if exit.err != nil {
-		fmt.Fprintln(stderr, "tracehook:", strings.ReplaceAll(err.Error(), "\n", "; "))
+		fmt.Fprintln(stderr, "tracehook:", printable(strings.ReplaceAll(err.Error(), "\n", "; ")))
 	}
 	return exit.code
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
@@ -13,13 +14,17 @@ import (
 	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel"
 	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/exporters/stdout/stdoutmetric"
+	"go.opentelemetry.io/otel/exporters/stdout/stdouttrace"
 	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/time/rate"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
@@ -33,6 +38,8 @@ type telemetry struct {
 	// propagator speaks W3C Trace Context and no baggage: baggage comes from any
 	// user of the API server and would be carried on to every exporter.
 	propagator propagation.TextMapPropagator
+	// environment is what the OTEL_* variables say.
+	environment telemetryEnvironment
 	// shutdown flushes what is queued and closes the exporters; it gives up when
 	// its context ends and then says what was lost.
 	shutdown func(context.Context) error
@@ -49,17 +56,40 @@ type telemetryOptions struct {
 	// MaxSampledRate caps the spans that start here sampled, in requests a second;
 	// 0 means no cap.
 	MaxSampledRate float64
+	// Console receives what OTEL_TRACES_EXPORTER=console and OTEL_METRICS_EXPORTER=console print;
+	// nil means os.Stderr. It is never standard output, which is the command's.
+	Console io.Writer
 	// OnError receives what the SDK has to complain of (an export that failed).
 	OnError func(error)
 }
 
+// maxExportBatchSize is the default. The SDK's of 512 takes a processor for milliseconds in which no
+// call is answered: `make bench` shows it in the 99th percentile.
+const maxExportBatchSize = 128
+
 // startTelemetry sets the SDK up from the OTEL_* environment variables
 // (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
-// An error means that a variable holds something unusable; an unreachable
-// Collector is no error here and never holds a request up: spans wait in a
+// What they say and what is unusable of it is in the result's environment; no variable is an
+// error. Nor is an unreachable Collector, which never holds a request up: spans wait in a
 // bounded queue and are dropped when it is full.
 func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error) {
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(o.OnError))
+	environment := readTelemetryEnvironment(environmentNeeds{Metrics: o.Registry != nil, OwnSampler: o.MaxSampledRate > 0}, os.Getenv, os.ReadFile)
+	if err := applyTelemetryEnvironment(environment.Set); err != nil {
+		return nil, err
+	}
+	if o.Console == nil {
+		o.Console = os.Stderr
+	}
+	t := &telemetry{
+		environment: environment,
+		propagator:  propagation.TraceContext{},
+		shutdown:    func(context.Context) error { return nil },
+	}
+	if environment.Disabled {
+		t.tracerProvider, t.meterProvider = tracenoop.NewTracerProvider(), metricnoop.NewMeterProvider()
+		return t, nil
+	}
 
 	res, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
@@ -67,41 +97,32 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 		resource.WithFromEnv(), // last: what the operator says wins
 	)
 	if err != nil {
-		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
+		o.OnError(fmt.Errorf("describe this process: %w", err)) // res holds what could be read
 	}
-
-	t := &telemetry{propagator: propagation.TraceContext{}, shutdown: func(context.Context) error { return nil }}
 	if o.Registry != nil {
 		// Before the spans: the SDK's own metrics about them go there too.
-		if err := t.startMetrics(ctx, res, o.Registry); err != nil {
+		if err := t.startMetrics(ctx, res, o); err != nil {
 			return nil, err
 		}
 	}
 
-	if err := useDefaultEndpoint(); err != nil {
-		return nil, err
-	}
-	exporter, err := autoexport.NewSpanExporter(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("set the span exporter up from OTEL_TRACES_EXPORTER=%q and OTEL_EXPORTER_OTLP_*: %w", os.Getenv("OTEL_TRACES_EXPORTER"), err)
-	}
 	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
 	if o.IDs != nil {
 		options = append(options, sdktrace.WithIDGenerator(o.IDs))
 	}
-	if !autoexport.IsNoneSpanExporter(exporter) {
+	for _, name := range environment.Spans {
+		exporter, err := newSpanExporter(ctx, name, o.Console)
+		if err != nil {
+			o.OnError(fmt.Errorf("set the span exporter %s up: %w", name, err))
+			continue
+		}
 		var batch []sdktrace.BatchSpanProcessorOption
 		if os.Getenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") == "" {
-			// The default of 512 takes a processor for milliseconds in which no call is
-			// answered: `make bench` shows it in the 99th percentile.
-			batch = append(batch, sdktrace.WithMaxExportBatchSize(128))
+			batch = append(batch, sdktrace.WithMaxExportBatchSize(maxExportBatchSize))
 		}
 		options = append(options, sdktrace.WithBatcher(exporter, batch...))
 	}
 	if o.MaxSampledRate > 0 {
-		if name := os.Getenv("OTEL_TRACES_SAMPLER"); name != "" {
-			return nil, fmt.Errorf("OTEL_TRACES_SAMPLER is %q: with --max-sampled-rate there is no other sampler; unset one of them", name)
-		}
 		options = append(options, sdktrace.WithSampler(newCappedSampler(o.MaxSampledRate)))
 	}
 	tracerProvider := sdktrace.NewTracerProvider(options...)
@@ -113,28 +134,41 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 	return t, nil
 }
 
-// useDefaultEndpoint makes the default that of the specification, a Collector on
-// localhost without TLS. Go's exporters would speak TLS to it.
-func useDefaultEndpoint() error {
-	for _, variable := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_INSECURE", "OTEL_EXPORTER_OTLP_TRACES_INSECURE"} {
-		if os.Getenv(variable) != "" {
-			return nil
-		}
+// newSpanExporter makes one of the exporters that telemetryEnvironment.Spans can hold.
+func newSpanExporter(ctx context.Context, name string, console io.Writer) (sdktrace.SpanExporter, error) {
+	if name == "console" {
+		return stdouttrace.New(stdouttrace.WithWriter(console))
 	}
-	return os.Setenv("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "true")
+	return autoexport.NewSpanExporter(ctx) // which was told to make OTLP's
 }
 
-func (t *telemetry) startMetrics(ctx context.Context, res *resource.Resource, registry prometheus.Registerer) error {
-	pull, err := otelprometheus.New(otelprometheus.WithRegisterer(registry), otelprometheus.WithoutScopeInfo())
+// newMetricReader makes one of the readers that telemetryEnvironment.Metrics can hold.
+func newMetricReader(ctx context.Context, name string, console io.Writer) (sdkmetric.Reader, error) {
+	if name == "console" {
+		exporter, err := stdoutmetric.New(stdoutmetric.WithWriter(console))
+		if err != nil {
+			return nil, err
+		}
+		return sdkmetric.NewPeriodicReader(exporter), nil
+	}
+	if err := os.Setenv("OTEL_METRICS_EXPORTER", name); err != nil { // autoexport takes one
+		return nil, err
+	}
+	return autoexport.NewMetricReader(ctx)
+}
+
+func (t *telemetry) startMetrics(ctx context.Context, res *resource.Resource, o telemetryOptions) error {
+	pull, err := otelprometheus.New(otelprometheus.WithRegisterer(o.Registry), otelprometheus.WithoutScopeInfo())
 	if err != nil {
 		return fmt.Errorf("set the metrics for /metrics up: %w", err)
 	}
 	options := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(pull)}
 	// /metrics is there in any case, so pushing is for those who ask for it.
-	if os.Getenv("OTEL_METRICS_EXPORTER") != "" {
-		push, err := autoexport.NewMetricReader(ctx)
+	for _, name := range t.environment.Metrics {
+		push, err := newMetricReader(ctx, name, o.Console)
 		if err != nil {
-			return fmt.Errorf("set the metric exporter up from OTEL_METRICS_EXPORTER: %w", err)
+			o.OnError(fmt.Errorf("set the metric exporter %s up: %w", name, err))
+			continue
 		}
 		options = append(options, sdkmetric.WithReader(push))
 	}
@@ -199,6 +233,12 @@ func startProcessTelemetry(ctx context.Context, service string, config processCo
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	if t.environment.Disabled {
+		log.Warn("no spans and no metrics of its own: OTEL_SDK_DISABLED is true")
+	}
+	for _, c := range t.environment.Complaints {
+		log.Warn("a variable is not used as it is", "variable", c.Variable, "problem", c.Problem, "instead", c.Instead)
 	}
 	return t, func() {
 		// A deadline of its own: the context that ended must not cost the last spans.

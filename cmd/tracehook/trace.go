@@ -2,8 +2,9 @@ package main
 
 // `trace`, from flags to exit code. In: a command line, the user's kubeconfig and
 // the OTEL_* variables. Out: the command's own output and exit code, one trace, and
-// on stderr that trace's id. Errors: exit 2 for flags and kubeconfigs that cannot be
-// used, 127 and 126 for a command that cannot be found or run, 1 for anything of ours.
+// on stderr that trace's id. Errors: exit 2 for flags that cannot be used, 127 and 126
+// for a command that cannot be found or run. Whatever else fails, the command runs, past
+// the proxy if need be, and is told why.
 
 import (
 	"context"
@@ -15,7 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"k8s.io/client-go/rest"
 )
 
 // Exit codes as a shell gives them.
@@ -61,10 +63,12 @@ func newTraceCommand() *cobra.Command {
 		Long: `Run any command that talks to the cluster (kubectl, helm, ...) and make all it asks
 of the API server one trace.
 
-The command gets a temporary kubeconfig. It points at a proxy on the loopback
-interface that knows the real credentials, opens a span for each API call and
-passes its trace context on. The command sees none of the real credentials, the
-proxy serves nobody but the command, and both are gone when it ends.
+The command gets a temporary kubeconfig with the contexts of yours. It points at a
+proxy on the loopback interface that knows the real credentials, opens a span for
+each API call and passes its trace context on. The command sees none of the real
+credentials, the proxy serves nobody but the command, and both are gone when it
+ends. A command that brings its own kubeconfig, server or credentials, or that
+changes the kubeconfig, runs as it would alone and is not traced.
 
 Spans hold the executable's name, its verb and the paths of the API calls, which
 name objects; they never hold arguments, headers, queries or bodies. They go where
@@ -105,18 +109,33 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 		}
 		return &exitError{code: code, err: fmt.Errorf("find the command: %w", err)}
 	}
-	cluster, err := loadCluster(o.Kubeconfig, o.Context)
-	if err != nil {
-		return usageError(err)
+	past := pastProxy(command, env)
+	if o.Context != "" {
+		past = "" // which can be had through the proxy only
+	}
+	var kubeconfig *userKubeconfig
+	if past == "" {
+		kubeconfig, err = loadKubeconfig(o.Kubeconfig, o.Context)
+		if err != nil && (o.Kubeconfig != "" || o.Context != "") {
+			return usageError(err)
+		}
+		if err != nil {
+			past = err.Error()
+		}
+	}
+	childEnv := env
+	if past != "" && o.Kubeconfig != "" {
+		childEnv = append(slices.Clone(env), "KUBECONFIG="+o.Kubeconfig)
 	}
 
 	var exportErrors firstError
 	telemetry, err := startTelemetry(ctx, telemetryOptions{
 		ServiceName: executableName(command),
+		Console:     stderr,
 		OnError:     exportErrors.add,
 	})
 	if err != nil {
-		return usageError(err)
+		return err
 	}
 
 	// From here on no signal ends this process before everything is put away.
@@ -124,18 +143,19 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	signal.Notify(signals, caughtSignals()...)
 	defer signal.Stop(signals)
 
-	review := newParentageReview(cluster)
+	var review parentageReview
 	run := tracedRun{
 		Command:        command,
 		Executable:     executable,
-		Env:            env,
+		Env:            childEnv,
 		Stdin:          stdin,
 		Stdout:         stdout,
 		Stderr:         stderr,
-		Cluster:        cluster,
+		Kubeconfig:     kubeconfig,
+		Past:           past,
 		TracerProvider: telemetry.tracerProvider,
 		Signals:        signals,
-		FirstAnswer:    func() { review.start(ctx) },
+		FirstAnswer:    func(config *rest.Config) { review.start(ctx, config) },
 		Random:         rand.Reader,
 		Now:            time.Now,
 	}
@@ -145,7 +165,8 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 		return fmt.Errorf("trace %s: %w", executableName(command), runErr)
 	}
 
-	outcome.LinkedOnly = review.linkedOnly()
+	outcome.Parentage = review.result()
+	outcome.Environment = telemetry.environment
 	outcome.ExportError = exportErrors.get()
 	for _, line := range outcome.report(o.TraceURL) {
 		fmt.Fprintln(stderr, line)
@@ -179,10 +200,11 @@ type tracedRun struct {
 	Stdout     io.Writer
 	Stderr     io.Writer
 
-	Cluster        *userCluster
+	Kubeconfig     *userKubeconfig // nil where Past says why
+	Past           string          // why the command goes past the proxy; "": it does not
 	TracerProvider trace.TracerProvider
 	Signals        <-chan os.Signal
-	FirstAnswer    func() // runs once, when the API server has answered for the first time
+	FirstAnswer    func(*rest.Config) // runs once, when an API server has answered for the first time
 	Random         io.Reader
 	Now            func() time.Time
 }
@@ -205,84 +227,33 @@ func (run tracedRun) do(ctx context.Context) (outcome traceOutcome, err error) {
 	outcome.TraceID = span.SpanContext().TraceID()
 	outcome.Sampled = span.SpanContext().IsSampled()
 
-	proxy, err := startTraceProxy(ctx, traceProxyOptions{
-		Config:         run.Cluster.rest,
-		TracerProvider: run.TracerProvider,
-		FirstAnswer:    run.FirstAnswer,
-		Random:         run.Random,
-		Now:            run.Now(),
-	})
-	if err != nil {
-		return outcome, err
+	outcome.Past = run.Past
+	var way *proxyWay
+	if outcome.Past == "" {
+		if way, err = run.openWay(ctx); err != nil {
+			// The command can do without us.
+			outcome.Past = err.Error()
+		} else {
+			defer way.close() // ends the spans of calls that are still open, before this one ends
+		}
 	}
-	defer proxy.close() // ends the spans of calls that are still open, before this one ends
-
-	dir, err := os.MkdirTemp("", "tracehook-trace-") // 0700
-	if err != nil {
-		return outcome, fmt.Errorf("make a directory for the temporary kubeconfig: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	kubeconfig := filepath.Join(dir, "kubeconfig")
-	if err := writeKubeconfig(kubeconfig, run.Cluster, proxy); err != nil {
-		return outcome, err
-	}
-
 	child := exec.CommandContext(ctx, run.Executable, run.Command[1:]...)
 	child.Args[0] = run.Command[0]
 	child.Stdin, child.Stdout, child.Stderr = run.Stdin, run.Stdout, run.Stderr
-	// kubectl and helm cache what they discover by the server's address. Ours is a
-	// new one each time: without a cache directory of its own every run would leave
-	// another directory behind in the user's home.
-	child.Env = childEnvironment(ctx, run.Env, map[string]string{
-		"KUBECONFIG":   kubeconfig,
-		"KUBECACHEDIR": filepath.Join(dir, "cache"),
-	})
+	child.Env = childEnvironment(ctx, run.Env, way.environment(run.Env))
 	outcome.ExitCode, err = runChild(child, run.Signals)
 	if err != nil {
 		return outcome, fmt.Errorf("run the command: %w", err)
 	}
 
-	outcome.Calls, outcome.Refused = proxy.calls.Load(), proxy.refused.Load()
+	if way != nil {
+		way.observe(&outcome)
+	}
 	span.SetAttributes(semconv.ProcessExitCode(outcome.ExitCode))
 	if outcome.ExitCode != exitOK {
 		span.SetStatus(codes.Error, fmt.Sprintf("exit code %d", outcome.ExitCode))
 	}
 	return outcome, nil
-}
-
-// environmentCarrier reads the trace context that OpenTelemetry lets a process
-// hand to another in TRACEPARENT and TRACESTATE.
-func environmentCarrier(env []string) propagation.MapCarrier {
-	carrier := propagation.MapCarrier{}
-	for _, entry := range env {
-		key, value, _ := strings.Cut(entry, "=")
-		if key == "TRACEPARENT" || key == "TRACESTATE" {
-			carrier[strings.ToLower(key)] = value
-		}
-	}
-	return carrier
-}
-
-// childEnvironment is env with set and with ctx's span as the trace context that an
-// instrumented command continues.
-func childEnvironment(ctx context.Context, env []string, set map[string]string) []string {
-	carrier := propagation.MapCarrier{}
-	propagation.TraceContext{}.Inject(ctx, carrier)
-	drop := map[string]bool{"TRACEPARENT": true, "TRACESTATE": true}
-	var out []string
-	for key, value := range carrier {
-		out = append(out, strings.ToUpper(key)+"="+value)
-	}
-	for key, value := range set {
-		drop[key] = true
-		out = append(out, key+"="+value)
-	}
-	for _, entry := range env {
-		if key, _, _ := strings.Cut(entry, "="); !drop[key] {
-			out = append(out, entry)
-		}
-	}
-	return out
 }
 
 // firstError keeps the first of the errors that several goroutines meet: those that

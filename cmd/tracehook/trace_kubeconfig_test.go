@@ -7,10 +7,11 @@ import (
 	"testing"
 
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
-// userKubeconfig has two contexts and every kind of secret, each spelled hunter2.
-const userKubeconfig = `apiVersion: v1
+// kubeconfigOfTwo has two contexts and every kind of secret, each spelled hunter2.
+const kubeconfigOfTwo = `apiVersion: v1
 kind: Config
 current-context: work
 contexts:
@@ -39,7 +40,7 @@ users:
 // writeUserKubeconfig writes a kubeconfig whose cluster nobody serves.
 func writeUserKubeconfig(t *testing.T) string {
 	t.Helper()
-	return writeFile(t, strings.ReplaceAll(userKubeconfig, "office.invalid:6443", "127.0.0.1:1"))
+	return writeFile(t, strings.ReplaceAll(kubeconfigOfTwo, "office.invalid:6443", "127.0.0.1:1"))
 }
 
 func writeFile(t *testing.T, content string) string {
@@ -52,35 +53,70 @@ func writeFile(t *testing.T, content string) string {
 }
 
 func TestTheClusterIsTheOneKubectlWouldTake(t *testing.T) {
-	file := writeFile(t, userKubeconfig)
+	file := writeFile(t, kubeconfigOfTwo)
+	const office, cellar = "https://office.invalid:6443", "https://cellar.invalid/k8s/clusters/c-1"
 	for _, c := range []struct {
 		name, env, kubeconfig, context string
-		want                           userCluster
-		host                           string
+
+		current, cluster, user, namespace, host string
 	}{
-		{name: "the current context of KUBECONFIG", env: file,
-			want: userCluster{context: "work", cluster: "office", user: "alice", namespace: "shop"}, host: "https://office.invalid:6443"},
-		{name: "--kubeconfig", env: "/nowhere", kubeconfig: file,
-			want: userCluster{context: "work", cluster: "office", user: "alice", namespace: "shop"}, host: "https://office.invalid:6443"},
-		{name: "--context", env: file, context: "home",
-			want: userCluster{context: "home", cluster: "cellar", user: "bob", namespace: "default"}, host: "https://cellar.invalid/k8s/clusters/c-1"},
-		{name: "the first of several files", env: "/nowhere" + string(filepath.ListSeparator) + file,
-			want: userCluster{context: "work", cluster: "office", user: "alice", namespace: "shop"}, host: "https://office.invalid:6443"},
+		{"the current context of KUBECONFIG", file, "", "", "work", "office", "alice", "shop", office},
+		{"--kubeconfig", "/nowhere", file, "", "work", "office", "alice", "shop", office},
+		{"--context", file, "", "home", "home", "cellar", "bob", "", cellar},
+		{"the first of several files", "/nowhere" + string(filepath.ListSeparator) + file, "", "", "work", "office", "alice", "shop", office},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("KUBECONFIG", c.env)
-			got, err := loadCluster(c.kubeconfig, c.context)
+			got, err := loadKubeconfig(c.kubeconfig, c.context)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.rest.Host != c.host {
-				t.Errorf("got the server %s, want %s", got.rest.Host, c.host)
+			cluster, user := got.currentCluster()
+			config, err := got.connect(cluster, user)
+			if err != nil {
+				t.Fatal(err)
 			}
-			got.rest = nil
-			if *got != c.want {
-				t.Errorf("got %+v\nwant %+v", *got, c.want)
+			if got.current != c.current || cluster != c.cluster || user != c.user || got.contexts[got.current].Namespace != c.namespace || config.Host != c.host {
+				t.Errorf("got %s, %s as %s in %q at %s", got.current, cluster, user, got.contexts[got.current].Namespace, config.Host)
 			}
 		})
+	}
+}
+
+// As kubectl has it with --cluster and --user.
+func TestAnyClusterGoesWithAnyUser(t *testing.T) {
+	t.Setenv("KUBECONFIG", writeFile(t, kubeconfigOfTwo))
+	k, err := loadKubeconfig("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := k.connect("cellar", "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.Host != "https://cellar.invalid/k8s/clusters/c-1" || config.BearerToken != "hunter2" || config.Impersonate.UserName != "hunter2" || config.Proxy == nil {
+		t.Errorf("got %+v", config)
+	}
+	if _, err := k.connect("castle", "alice"); err == nil {
+		t.Error("a cluster that is not there can be connected to")
+	}
+}
+
+// What else is wrong with a kubeconfig is nothing to the context that is used.
+func TestABrokenContextBreaksNoOther(t *testing.T) {
+	broken := strings.ReplaceAll(kubeconfigOfTwo, "token: hunter2", "client-certificate: /nowhere.crt, client-key: /nowhere.key")
+	t.Setenv("KUBECONFIG", writeFile(t, broken))
+	k, err := loadKubeconfig("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.connect("cellar", "bob"); err != nil {
+		t.Error(err)
+	}
+	if config, err := k.connect("office", "alice"); err == nil {
+		if _, err = newUpstream(config); err == nil {
+			t.Error("the control: the broken context works")
+		}
 	}
 }
 
@@ -92,16 +128,16 @@ func TestAKubeconfigThatCannotBeUsedIsExplainedInOneLine(t *testing.T) {
 		{name: "a directory", kubeconfig: directory, want: "is a directory"},
 		{name: "no YAML", kubeconfig: writeFile(t, "a: b: c\n\t"), want: "error loading config file"},
 		{name: "an empty file", kubeconfig: writeFile(t, ""), want: "no cluster is configured"},
-		{name: "an unknown context", kubeconfig: writeFile(t, userKubeconfig), context: "hoem", want: `context "hoem" does not exist`},
-		{name: "a missing certificate", kubeconfig: writeFile(t, strings.ReplaceAll(userKubeconfig, "token: hunter2", "client-certificate: /nowhere.crt, client-key: /nowhere.key")),
+		{name: "an unknown context", kubeconfig: writeFile(t, kubeconfigOfTwo), context: "hoem", want: `context "hoem" does not exist`},
+		{name: "a missing certificate", context: "work", kubeconfig: writeFile(t, strings.ReplaceAll(kubeconfigOfTwo, "token: hunter2", "client-certificate: /nowhere.crt, client-key: /nowhere.key")),
 			want: "unable to read client-cert /nowhere.crt"},
-		{name: "no certificate", kubeconfig: writeFile(t, strings.ReplaceAll(userKubeconfig, "token: hunter2", "client-certificate-data: aGk=, client-key-data: aGk=")),
+		{name: "no certificate", kubeconfig: writeFile(t, strings.ReplaceAll(kubeconfigOfTwo, "token: hunter2", "client-certificate-data: aGk=, client-key-data: aGk=")),
 			want: "tls: failed to find any PEM data"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("KUBECONFIG", c.env)
 			t.Setenv("KUBERNETES_SERVICE_HOST", "")
-			_, err := loadCluster(c.kubeconfig, c.context)
+			_, err := loadKubeconfig(c.kubeconfig, c.context)
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v\nwant one line with %q", err, c.want)
 			}
@@ -109,16 +145,25 @@ func TestAKubeconfigThatCannotBeUsedIsExplainedInOneLine(t *testing.T) {
 	}
 }
 
-func TestTheTemporaryKubeconfigHoldsNoneOfTheRealCredentials(t *testing.T) {
-	for context, want := range map[string]string{
+func TestTheTemporaryKubeconfigHoldsAllContextsAndNoneOfTheRealCredentials(t *testing.T) {
+	t.Setenv("KUBECONFIG", writeFile(t, kubeconfigOfTwo))
+	for current, want := range map[string]string{
 		"work": `apiVersion: v1
 clusters:
+- cluster:
+    certificate-authority-data: cGlubmVk
+    server: https://127.0.0.1:12345/tracehook/0
+  name: cellar
 - cluster:
     certificate-authority-data: cGlubmVk
     disable-compression: true
     server: https://127.0.0.1:12345
   name: office
 contexts:
+- context:
+    cluster: cellar
+    user: bob
+  name: home
 - context:
     cluster: office
     namespace: shop
@@ -129,7 +174,10 @@ kind: Config
 users:
 - name: alice
   user:
-    token: once
+    token: alice's
+- name: bob
+  user:
+    token: bob's
 `,
 		"home": `apiVersion: v1
 clusters:
@@ -137,28 +185,42 @@ clusters:
     certificate-authority-data: cGlubmVk
     server: https://127.0.0.1:12345
   name: cellar
+- cluster:
+    certificate-authority-data: cGlubmVk
+    disable-compression: true
+    server: https://127.0.0.1:12345/tracehook/1
+  name: office
 contexts:
 - context:
     cluster: cellar
-    namespace: default
     user: bob
   name: home
+- context:
+    cluster: office
+    namespace: shop
+    user: alice
+  name: work
 current-context: home
 kind: Config
 users:
+- name: alice
+  user:
+    token: alice's
 - name: bob
   user:
-    token: once
+    token: bob's
 `,
 	} {
-		t.Run(context, func(t *testing.T) {
-			cluster, err := loadCluster(writeFile(t, userKubeconfig), context)
+		t.Run(current, func(t *testing.T) {
+			k, err := loadKubeconfig("", current)
 			if err != nil {
 				t.Fatal(err)
 			}
 			file := filepath.Join(t.TempDir(), "kubeconfig")
-			proxy := &traceProxy{url: "https://127.0.0.1:12345", certificate: []byte("pinned"), token: "once"}
-			if err := writeKubeconfig(file, cluster, proxy); err != nil {
+			proxy := &traceProxy{url: "https://127.0.0.1:12345", certificate: []byte("pinned"), prefixes: prefixesOf(k),
+				tokens: map[string]string{"alice": "alice's", "bob": "bob's"}}
+			written, err := writeKubeconfig(file, k, proxy)
+			if err != nil {
 				t.Fatal(err)
 			}
 
@@ -173,25 +235,72 @@ users:
 			if err != nil {
 				t.Fatal(err)
 			}
-			if string(content) != want {
+			if string(content) != want || string(written) != want {
 				t.Errorf("got\n%s\nwant\n%s", content, want)
 			}
 		})
 	}
 }
 
-func TestAServiceAccountHasNoNamesToKeep(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	cluster := &userCluster{rest: &rest.Config{}, context: "tracehook", cluster: "tracehook", user: "tracehook", namespace: "shop"}
-	if err := writeKubeconfig(file, cluster, &traceProxy{url: "https://127.0.0.1:12345", token: "once"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("KUBECONFIG", file)
-	got, err := loadCluster("", "")
+// A context without a user is one of somebody without credentials, and a context whose cluster
+// nobody knows is refused by the command in its own words.
+func TestOddContextsStayAsTheyAre(t *testing.T) {
+	const odd = `apiVersion: v1
+kind: Config
+contexts:
+- {name: anonymous, context: {cluster: cellar}}
+- {name: broken, context: {cluster: castle, user: carol}}
+clusters:
+- {name: cellar, cluster: {server: "https://cellar.invalid"}}
+users:
+- {name: tracehook, user: {token: hunter2}}
+`
+	t.Setenv("KUBECONFIG", writeFile(t, odd))
+	k, err := loadKubeconfig("", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.namespace != "shop" || got.rest.Host != "https://127.0.0.1:12345" || got.rest.BearerToken != "once" {
-		t.Errorf("got the namespace %q, the server %q and the token %q", got.namespace, got.rest.Host, got.rest.BearerToken)
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	proxy := &traceProxy{url: "https://127.0.0.1:12345", prefixes: prefixesOf(k), tokens: map[string]string{"tracehook": "its", "": "nobody's"}}
+	if _, err := writeKubeconfig(file, k, proxy); err != nil {
+		t.Fatal(err)
+	}
+	got, err := clientcmd.LoadFromFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if user := got.Contexts["anonymous"].AuthInfo; got.AuthInfos[user] == nil || got.AuthInfos[user].Token != "nobody's" {
+		t.Errorf("the user of the context without one is %q", user)
+	}
+	if c := got.Contexts["broken"]; c.Cluster != "castle" || c.AuthInfo != "carol" || got.Clusters["castle"] != nil || got.AuthInfos["carol"] != nil {
+		t.Errorf("the broken context is %+v", c)
+	}
+	if got.CurrentContext != "" {
+		t.Errorf("the current context is %q", got.CurrentContext)
+	}
+	config, err := k.connect("cellar", "")
+	if err != nil || config.BearerToken != "" {
+		t.Errorf("got %v, %v, want nobody's credentials", config, err)
+	}
+}
+
+func TestAServiceAccountHasNoNamesToKeep(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	k := oneCluster(&rest.Config{}, "shop")
+	proxy := &traceProxy{url: "https://127.0.0.1:12345", prefixes: prefixesOf(k), tokens: map[string]string{"tracehook": "once"}}
+	if _, err := writeKubeconfig(file, k, proxy); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", file)
+	got, err := loadKubeconfig("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := got.connect(got.currentCluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if namespace := got.contexts[got.current].Namespace; namespace != "shop" || config.Host != "https://127.0.0.1:12345" || config.BearerToken != "once" {
+		t.Errorf("got the namespace %q, the server %q and the token %q", namespace, config.Host, config.BearerToken)
 	}
 }

@@ -5,6 +5,7 @@ package main
 // from them: they are only compared with the words below.
 
 import (
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,18 +42,23 @@ var (
 	`)
 )
 
-// ownClusterFlags choose a cluster past the temporary kubeconfig.
+// Flags by which a command itself says which cluster it talks to, or as whom. A context, a
+// cluster or a user that the kubeconfig names is not among them: the temporary one has it, too.
 var ownClusterFlags = words(`
-	--kubeconfig --context --cluster --user -s --server --token --username --password
-	--client-certificate --client-key --certificate-authority
-	--kube-context --kube-apiserver --kube-token --kube-ca-file
+	--kubeconfig --server --token --username --password --client-certificate --client-key
+	--certificate-authority --tls-server-name --insecure-skip-tls-verify
+	--kube-apiserver --kube-token --kube-ca-file --kube-tls-server-name --kube-insecure-skip-tls-verify
 `)
+
+// helmVariables are helm's flags of the same kind.
+var helmVariables = words(`HELM_KUBEAPISERVER HELM_KUBETOKEN HELM_KUBECAFILE HELM_KUBETLS_SERVER_NAME HELM_KUBEINSECURE_SKIP_TLS_VERIFY`)
 
 func words(s string) []string { return strings.Fields(s) }
 
-// executableName is the base name of the command, without `.exe`.
+// executableName is the base name of the command, without `.exe`. It is UTF-8: anything else
+// would cost the whole batch of spans.
 func executableName(command []string) string {
-	return strings.TrimSuffix(filepath.Base(command[0]), ".exe")
+	return strings.ToValidUTF8(strings.TrimSuffix(filepath.Base(command[0]), ".exe"), "?")
 }
 
 // spanName is the executable's name and its verb, where that is one of the known
@@ -85,14 +91,42 @@ func verbOf(args []string) string {
 	return ""
 }
 
+// pastProxy says why the command is to run with the user's own kubeconfig, past the proxy; "" where
+// it is not. With the temporary one it would fail, or change what nobody keeps.
+func pastProxy(command, env []string) string {
+	name := executableName(command)
+	if verb := verbOf(command[1:]); isKubectl(name) && (verb == "config" || verb == "login" || verb == "logout") {
+		return fmt.Sprintf("%s %s works on your kubeconfig", name, verb)
+	}
+	if flag := ownClusterFlag(command); flag != "" {
+		return fmt.Sprintf("with %s, %s chooses a cluster past the proxy; give `tracehook trace` --kubeconfig or --context before the `--` instead", flag, name)
+	}
+	for _, entry := range env {
+		if variable, value, _ := strings.Cut(entry, "="); name == "helm" && value != "" && slices.Contains(helmVariables, variable) {
+			return fmt.Sprintf("with %s, helm chooses a cluster past the proxy; give `tracehook trace` --kubeconfig or --context before the `--` instead", variable)
+		}
+	}
+	return ""
+}
+
+func isKubectl(name string) bool { return name == "kubectl" || name == "oc" }
+
 // ownClusterFlag is the first flag by which the command itself says which cluster
 // it talks to, or as whom; "" where there is none.
 func ownClusterFlag(command []string) string {
-	for _, arg := range command[1:] {
+	for i, arg := range command[1:] {
 		if arg == "--" {
 			return "" // what follows is for a program in a container
 		}
-		if name, _, _ := strings.Cut(arg, "="); slices.Contains(ownClusterFlags, name) {
+		name, value, assigned := strings.Cut(arg, "=")
+		if slices.Contains(ownClusterFlags, name) && value != "false" {
+			return name
+		}
+		// -s is --server to kubectl, and to many others something else.
+		if name == "-s" && !assigned && i+2 < len(command) {
+			value = command[i+2]
+		}
+		if name == "-s" && (isKubectl(executableName(command)) || strings.HasPrefix(value, "http://") || strings.HasPrefix(value, "https://")) {
 			return name
 		}
 	}

@@ -31,17 +31,39 @@ func TestSpanNamesHoldTheVerbAndNothingElseOfTheArguments(t *testing.T) {
 	}
 }
 
-func TestAFlagThatChoosesAClusterIsFound(t *testing.T) {
-	for _, c := range []struct{ command, want string }{
-		{"kubectl get pods", ""},
-		{"kubectl get pods --context prod", "--context"},
-		{"kubectl get pods --server=https://example.com", "--server"},
-		{"helm list --kube-context prod", "--kube-context"},
-		{"kubectl exec web -- mysql --user root", ""},
-		{"kubectl get pods --contextual", ""},
+func TestWhatWouldFailWithTheTemporaryKubeconfigRunsPastTheProxy(t *testing.T) {
+	for _, c := range []struct{ command, env, want string }{
+		{command: "kubectl get pods"},
+		// Names in the kubeconfig are in the temporary one, too.
+		{command: "kubectl get pods --context prod"},
+		{command: "kubectl get pods --cluster=prod --user=alice"},
+		{command: "helm list --kube-context prod"},
+		{command: "kubectl get pods --server=https://example.com", want: "with --server, kubectl"},
+		{command: "kubectl get pods -s example.com", want: "with -s, kubectl"},
+		{command: "kubectl get pods -s=example.com", want: "with -s, kubectl"},
+		{command: "flux -s https://example.com", want: "with -s, flux"},
+		{command: "helm template -s templates/web.yaml web ."},
+		{command: "kubectl get pods --token hunter2", want: "with --token, kubectl"},
+		{command: "kubectl get pods --kubeconfig hunter2", want: "with --kubeconfig, kubectl"},
+		{command: "kubectl get pods --insecure-skip-tls-verify", want: "with --insecure-skip-tls-verify, kubectl"},
+		{command: "kubectl get pods --insecure-skip-tls-verify=false"},
+		{command: "kubectl get pods --certificate-authority=ca.crt", want: "with --certificate-authority, kubectl"},
+		{command: "helm list --kube-token hunter2", want: "with --kube-token, helm"},
+		{command: "helm list", env: "HELM_KUBEAPISERVER=https://hunter2", want: "with HELM_KUBEAPISERVER, helm"},
+		{command: "helm list", env: "HELM_KUBECONTEXT=prod"},
+		{command: "kubectl get pods", env: "HELM_KUBETOKEN=hunter2"},
+		{command: "kubectl exec web -- mysql --server=x --token y"},
+		{command: "kubectl get pods --servers=x"},
+		// What changes or shows the kubeconfig.
+		{command: "kubectl config use-context prod", want: "kubectl config works on your kubeconfig"},
+		{command: "kubectl -n shop config view", want: "kubectl config works on your kubeconfig"},
+		{command: "oc login https://example.com", want: "oc login works on your kubeconfig"},
+		{command: "helm registry login x"},
+		{command: "argocd login x"},
 	} {
-		if got := ownClusterFlag(strings.Fields(c.command)); got != c.want {
-			t.Errorf("%s\n got %q\nwant %q", c.command, got, c.want)
+		got := pastProxy(strings.Fields(c.command), []string{"HOME=/", c.env})
+		if !strings.HasPrefix(got, c.want) || (got == "") != (c.want == "") || strings.Contains(got, "hunter2") {
+			t.Errorf("%s %s\n got %q\nwant %q", c.env, c.command, got, c.want)
 		}
 	}
 }

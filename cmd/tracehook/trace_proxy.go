@@ -1,16 +1,16 @@
 package main
 
-// The proxy between the command and the API server. In: requests that carry the
-// one-time token. Out: the same requests with the user's real credentials, each under
-// a CLIENT span and with its trace context. Errors: a request without the token is
-// answered 401 and goes nowhere; where the API server cannot be reached, 502.
+// The proxy between the command and the API servers. In: requests that carry a one-time
+// token. Out: the same requests with the user's real credentials, each under a CLIENT
+// span and with its trace context. Errors: a request without a token is answered 401 and
+// goes nowhere; where an API server cannot be reached, trace_unreachable.go answers.
 
 import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/subtle"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -20,10 +20,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,28 +57,37 @@ const (
 )
 
 type traceProxyOptions struct {
-	Config         *rest.Config // the API server and the real credentials
+	Kubeconfig     *userKubeconfig // the API servers and the real credentials
 	TracerProvider trace.TracerProvider
-	FirstAnswer    func()    // runs once, after the API server's first answer; nil: nothing
-	Random         io.Reader // the token's source
-	Now            time.Time // the certificate's begin
+	FirstAnswer    func(*rest.Config) // runs once, after the first answer of an API server, with its; nil: nothing
+	Random         io.Reader          // the tokens' source
+	Now            time.Time          // the certificate's begin
 }
 
-// traceProxy serves one command on the loopback interface.
+// traceProxy serves one command on the loopback interface. The path of a request says
+// which cluster it is for, the token as which user.
 type traceProxy struct {
-	url         string // https://127.0.0.1:PORT
-	certificate []byte // PEM, self-signed
-	token       string
+	url         string            // https://127.0.0.1:PORT
+	certificate []byte            // PEM, self-signed
+	tokens      map[string]string // of each user
 
-	calls   atomic.Int64 // requests with the token
+	calls   atomic.Int64 // requests with a token
 	refused atomic.Int64 // requests without
+	passed  atomic.Bool  // an answer shows that the trace went on below the API server
+	failure firstError   // why an API server could not be asked, or did not answer to the end
 
-	target      *url.URL
+	kubeconfig  *userKubeconfig
+	users       map[[sha256.Size]byte]string // by the digest of the header Authorization
+	prefixes    map[string]string            // of each cluster
+	span        trace.SpanContext            // the command's
+	bodies      *bodyBudget
+	upstreams   upstreams
 	reverse     *httputil.ReverseProxy
 	traced      http.RoundTripper
 	firstAnswer sync.Once
-	onAnswer    func()
+	onAnswer    func(*rest.Config)
 	open        openCalls
+	connections atomic.Int64 // of the command, open
 	server      *http.Server
 	cancel      context.CancelFunc
 }
@@ -83,35 +95,35 @@ type traceProxy struct {
 // startTraceProxy listens and serves until close. ctx holds the span that the calls'
 // spans become children of.
 func startTraceProxy(ctx context.Context, o traceProxyOptions) (*traceProxy, error) {
-	target, _, err := rest.DefaultServerUrlFor(o.Config)
-	if err != nil {
-		return nil, fmt.Errorf("read the API server's address: %w", err)
-	}
-	upstream, err := newUpstream(o.Config)
-	if err != nil {
-		return nil, fmt.Errorf("take up the kubeconfig's credentials: %w", err)
-	}
-	token := make([]byte, tokenBytes)
-	if _, err := io.ReadFull(o.Random, token); err != nil {
-		return nil, fmt.Errorf("make the one-time token: %w", err)
-	}
 	certificate, err := newLoopbackCertificate(o.Now)
 	if err != nil {
 		return nil, fmt.Errorf("make the proxy's certificate: %w", err)
+	}
+	p := &traceProxy{
+		certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}),
+		tokens:      map[string]string{},
+		kubeconfig:  o.Kubeconfig,
+		users:       map[[sha256.Size]byte]string{},
+		prefixes:    prefixesOf(o.Kubeconfig),
+		span:        trace.SpanContextFromContext(ctx),
+		bodies:      newBodyBudget(keptBytesTotal),
+		onAnswer:    o.FirstAnswer,
+	}
+	for _, user := range o.Kubeconfig.users {
+		token := make([]byte, tokenBytes)
+		if _, err := io.ReadFull(o.Random, token); err != nil {
+			return nil, fmt.Errorf("make a one-time token: %w", err)
+		}
+		p.tokens[user] = base64.RawURLEncoding.EncodeToString(token)
+		p.users[sha256.Sum256([]byte("Bearer "+p.tokens[user]))] = user
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for the command: %w", err)
 	}
+	p.url = "https://" + listener.Addr().String()
 
-	p := &traceProxy{
-		url:         "https://" + listener.Addr().String(),
-		certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}),
-		token:       base64.RawURLEncoding.EncodeToString(token),
-		target:      target,
-		onAnswer:    o.FirstAnswer,
-	}
-	p.traced = otelhttp.NewTransport(upstream,
+	p.traced = otelhttp.NewTransport(roundTripper(p.send),
 		otelhttp.WithTracerProvider(o.TracerProvider),
 		otelhttp.WithMeterProvider(metricnoop.NewMeterProvider()),
 		otelhttp.WithPropagators(propagation.TraceContext{}),
@@ -121,7 +133,7 @@ func startTraceProxy(ctx context.Context, o traceProxyOptions) (*traceProxy, err
 		Rewrite:       p.rewrite,
 		Transport:     roundTripper(p.roundTrip),
 		FlushInterval: -1, // watches and logs: each piece as it comes
-		ErrorHandler:  unreachable,
+		ErrorHandler:  p.unreachable,
 		ErrorLog:      silent, // the command says itself what it could not read
 	}
 	ctx, p.cancel = context.WithCancel(ctx)
@@ -129,11 +141,39 @@ func startTraceProxy(ctx context.Context, o traceProxyOptions) (*traceProxy, err
 		Handler:           p,
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnState:         p.connectionChanged,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          silent, // strangers that fail the handshake
 	}
 	go func() { _ = p.server.ServeTLS(listener, "", "") }() // ends with close
 	return p, nil
+}
+
+// prefixesOf is the path below which each cluster is: none for the current one.
+func prefixesOf(k *userKubeconfig) map[string]string {
+	current, _ := k.currentCluster()
+	prefixes := map[string]string{}
+	for i, name := range slices.Sorted(maps.Keys(k.clusters)) {
+		if name != current {
+			prefixes[name] = "/tracehook/" + strconv.Itoa(i)
+		} else {
+			prefixes[name] = ""
+		}
+	}
+	return prefixes
+}
+
+// urlOf is where the command finds a cluster.
+func (p *traceProxy) urlOf(cluster string) string { return p.url + p.prefixes[cluster] }
+
+// clusterOf is the reverse of urlOf: the cluster, and its prefix.
+func (p *traceProxy) clusterOf(path string) (cluster, prefix string) {
+	for name, candidate := range p.prefixes {
+		if rest, ok := strings.CutPrefix(path, candidate); ok && len(candidate) >= len(prefix) && (rest == "" || rest[0] == '/') {
+			cluster, prefix = name, candidate
+		}
+	}
+	return cluster, prefix
 }
 
 var silent = log.New(io.Discard, "", 0)
@@ -145,31 +185,79 @@ func (p *traceProxy) close() {
 	_ = p.server.Close() // its error would be the listener's, which is closed in any case
 	p.cancel()           // upgraded connections are no longer the server's
 	p.open.wait(closeTime)
+	p.upstreams.closeIdle()
+}
+
+// connectionChanged closes what is idle upstream when the command's last connection ends.
+// A script's next program then begins with new connections, as it does alone: one that the
+// API server has meanwhile closed would cost a request that cannot be sent twice.
+func (p *traceProxy) connectionChanged(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		p.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		if p.connections.Add(-1) == 0 {
+			p.upstreams.closeIdle()
+		}
+	}
 }
 
 func (p *traceProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte("Bearer "+p.token)) != 1 {
+	user, known := p.users[sha256.Sum256([]byte(r.Header.Get("Authorization")))]
+	if !known {
 		p.refused.Add(1)
 		answerStatus(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized,
 			"this proxy of `tracehook trace` serves only the command that it was started for")
 		return
 	}
 	p.calls.Add(1)
+	cluster, prefix := p.clusterOf(r.URL.Path)
+	up, err := p.upstreams.get(clusterUser{cluster, user}, p.kubeconfig.connect)
+	if err != nil {
+		p.unreachable(w, r, err)
+		return
+	}
+	r = r.WithContext(context.WithValue(r.Context(), callKey{}, call{upstream: up}))
+	r.URL = withoutPrefix(r.URL, prefix)
 	p.reverse.ServeHTTP(w, r)
+}
+
+// withoutPrefix takes the cluster's prefix, which needs no escaping, off a URL's path.
+func withoutPrefix(u *url.URL, prefix string) *url.URL {
+	out := *u
+	out.Path, out.RawPath = strings.TrimPrefix(u.Path, prefix), strings.TrimPrefix(u.RawPath, prefix)
+	return &out
 }
 
 // rewrite aims a request at the API server and takes the token and any trace context
 // off: the real credentials and the call's own context are put on by the transports.
 func (p *traceProxy) rewrite(r *httputil.ProxyRequest) {
-	r.SetURL(p.target)
+	r.SetURL(callOf(r.In).upstream.target)
 	r.Out.URL.RawQuery = r.In.URL.RawQuery // as it came, also where net/url cannot read it
 	for _, name := range []string{"Authorization", "Traceparent", "Tracestate", "Baggage"} {
 		r.Out.Header.Del(name)
 	}
+	c := callOf(r.In)
+	c.sender = senderOf(r.In.Header)
+	r.Out = r.Out.WithContext(context.WithValue(r.Out.Context(), callKey{}, c))
+}
+
+// senderOf is the trace context that the command sent with a request. Two of them are none
+// (W3C Trace Context, 3.2.2), and several headers with states are one list (3.3.1.1).
+func senderOf(header http.Header) trace.SpanContext {
+	if len(header.Values("Traceparent")) != 1 {
+		return trace.SpanContext{}
+	}
+	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{
+		"traceparent": header.Get("Traceparent"),
+		"tracestate":  strings.Join(header.Values("Tracestate"), ","),
+	}))
 }
 
 // call is what the transports on both sides of otelhttp know of a request.
 type call struct {
+	upstream *upstream
+	sender   trace.SpanContext // the command's own, if it sent one
 	spanName string
 	template string   // path with placeholders, "" where the path is not the API's
 	url      *url.URL // where the request really goes
@@ -184,15 +272,20 @@ func callOf(r *http.Request) call {
 
 // roundTrip shows otelhttp, which records a request's URL, nothing but what a span
 // may hold. The query of an exec is the command line to execute, and a proxied path is
-// a stranger's. newUpstream puts the real URL back.
+// a stranger's. send puts the real URL back.
 func (p *traceProxy) roundTrip(r *http.Request) (*http.Response, error) {
-	prefix := strings.TrimSuffix(p.target.EscapedPath(), "/")
+	c := callOf(r)
+	prefix := strings.TrimSuffix(c.upstream.target.EscapedPath(), "/")
 	template, visible := apiRoute(strings.TrimPrefix(r.URL.EscapedPath(), prefix))
-	c := call{spanName: methodName(r.Method), template: template, url: r.URL}
+	c.spanName, c.template, c.url = methodName(r.Method), template, r.URL
 	if template != "" {
 		c.spanName += " " + template
 	}
-	shown := r.WithContext(context.WithValue(r.Context(), callKey{}, c))
+	ctx := context.WithValue(r.Context(), callKey{}, c)
+	if p.isParent(c.sender) {
+		ctx = trace.ContextWithRemoteSpanContext(ctx, c.sender)
+	}
+	shown := r.WithContext(ctx)
 	// Opaque, because the path is escaped already.
 	shown.URL = &url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Opaque: "//" + r.URL.Host + prefix + visible}
 
@@ -203,43 +296,46 @@ func (p *traceProxy) roundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if p.onAnswer != nil {
-		p.firstAnswer.Do(p.onAnswer)
+		p.firstAnswer.Do(func() { p.onAnswer(c.upstream.config) })
 	}
 	response.Body = onClose(response.Body, p.open.done)
 	return response, nil
 }
 
-// newUpstream is the way to the API server with the user's credentials.
-func newUpstream(config *rest.Config) (http.RoundTripper, error) {
-	config = rest.CopyConfig(config)
-	config.DisableCompression = true // what the command asks for goes through as it is
-	ordinary, err := rest.TransportFor(config)
+// isParent says whether the call's span belongs below sender. A sender that is not recorded
+// leaves it below the command's span: below one that nobody exports it would be an orphan.
+func (p *traceProxy) isParent(sender trace.SpanContext) bool {
+	return sender.IsValid() && sender.TraceID() == p.span.TraceID() && (sender.IsSampled() || !p.span.IsSampled())
+}
+
+// send is the innermost transport, below otelhttp.
+func (p *traceProxy) send(r *http.Request) (*http.Response, error) {
+	c := callOf(r)
+	span := trace.SpanFromContext(r.Context())
+	if c.template != "" {
+		span.SetAttributes(semconv.URLTemplate(c.template))
+	}
+	if c.sender.IsValid() && c.sender.TraceID() != p.span.TraceID() {
+		span.AddLink(trace.Link{SpanContext: c.sender}) // the command's own trace
+	}
+	r = r.WithContext(r.Context())
+	r.URL = c.url
+	if r.Header.Get("Upgrade") != "" {
+		return c.upstream.upgrading.RoundTrip(r)
+	}
+	body := p.bodies.keep(r)
+	response, err := c.upstream.ordinary.RoundTrip(r)
 	if err != nil {
+		body.forget()
 		return nil, err
 	}
-	// exec, attach and port-forward take the connection over (SPDY, WebSocket), which
-	// HTTP/2 does not offer.
-	config.NextProtos = []string{"http/1.1"}
-	upgrading, err := rest.TransportFor(config)
-	if err != nil {
-		return nil, err
+	body.answered()
+	hungUp := &hungUpBody{ReadCloser: response.Body, ctx: r.Context(), failed: p.failure.add}
+	response.Body = onClose(hungUp, body.forget)
+	if mayHoldStamp(r.Method, response) && !p.passed.Load() {
+		response.Body = &stampFinder{ReadCloser: response.Body, root: p.span, sender: c.sender, found: &p.passed}
 	}
-	return roundTripper(func(r *http.Request) (*http.Response, error) {
-		c := callOf(r)
-		if c.template != "" {
-			trace.SpanFromContext(r.Context()).SetAttributes(semconv.URLTemplate(c.template))
-		}
-		r = r.WithContext(r.Context())
-		r.URL = c.url
-		if r.Header.Get("Upgrade") != "" {
-			return upgrading.RoundTrip(r)
-		}
-		response, err := ordinary.RoundTrip(r)
-		if err == nil {
-			response.Body = &hungUpBody{ReadCloser: response.Body, ctx: r.Context()}
-		}
-		return response, err
-	}), nil
+	return response, nil
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -250,13 +346,18 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 // and otelhttp would take it for an error.
 type hungUpBody struct {
 	io.ReadCloser
-	ctx context.Context
+	ctx    context.Context
+	failed func(error) // hears of every other end
 }
 
 func (b *hungUpBody) Read(into []byte) (int, error) {
 	n, err := b.ReadCloser.Read(into)
-	if err != nil && b.ctx.Err() != nil {
+	switch {
+	case err == nil || err == io.EOF:
+	case b.ctx.Err() != nil:
 		err = io.EOF
+	default:
+		b.failed(err)
 	}
 	return n, err
 }
@@ -333,11 +434,6 @@ func methodName(method string) string {
 		return method
 	}
 	return "HTTP"
-}
-
-func unreachable(w http.ResponseWriter, _ *http.Request, err error) {
-	answerStatus(w, http.StatusBadGateway, metav1.StatusReasonServiceUnavailable,
-		fmt.Sprintf("reach the API server through `tracehook trace`: %v", err))
 }
 
 // answerStatus answers as the API server would, so that the command can show why.

@@ -15,10 +15,17 @@ type traceOutcome struct {
 	ExitCode int // as a shell gives it
 
 	TraceID     trace.TraceID
-	Sampled     bool  // false: the environment decided against this trace
-	Calls       int64 // API calls that went through the proxy
-	Refused     int64 // requests without the one-time token
-	LinkedOnly  bool  // the API server takes no parent from this user
+	Sampled     bool // false: the environment decided against this trace
+	Environment telemetryEnvironment
+
+	Past              string // why the command went past the proxy; "": it did not
+	Calls             int64  // API calls that went through the proxy
+	Refused           int64  // requests without a one-time token
+	KubeconfigChanged bool   // the temporary one, by the command
+	Unreachable       error  // why an API server did not answer, or not to the end
+
+	Parentage   parentage
+	Passed      bool  // the trace was seen to go on below the API server
 	ExportError error // some or all spans did not arrive
 }
 
@@ -30,33 +37,52 @@ func (o traceOutcome) report(traceURL string) []string {
 		lines = append(lines, "tracehook: "+oneLine(fmt.Sprintf(format, args...)))
 	}
 	name := executableName(o.Command)
-	switch flag := ownClusterFlag(o.Command); {
+	switch {
 	case o.Calls > 0:
+	case o.Past != "":
+		say("nothing was traced: %s", o.Past)
 	case o.Refused > 0:
 		say("nothing was traced: %s sent credentials of its own, and the proxy accepts only those in the temporary kubeconfig; put them into a kubeconfig and give `tracehook trace` its --kubeconfig and --context", name)
-	case flag != "":
-		say("nothing was traced: with %s, %s chooses a cluster past the proxy; give `tracehook trace` --kubeconfig or --context before the `--` instead", flag, name)
 	default:
 		say("nothing was traced: %s sent no request through the proxy; either it had none to send or it does not heed KUBECONFIG", name)
 	}
-	if !o.Sampled {
+	if o.KubeconfigChanged {
+		say("%s changed the temporary kubeconfig, and the change is gone with it; run it without `tracehook trace` to change yours", name)
+	}
+	if o.Unreachable != nil && o.ExitCode != exitOK {
+		say("the API server did not answer, or not to the end: %v", o.Unreachable)
+	}
+	for _, c := range o.Environment.Complaints {
+		say("%v", c)
+	}
+	switch {
+	case o.Environment.Disabled:
+		say("this trace is not recorded: OTEL_SDK_DISABLED is true")
+	case !o.Sampled:
 		say("this trace is not recorded: OTEL_TRACES_SAMPLER or the flags in TRACEPARENT decide against it")
 	}
-	if o.LinkedOnly {
-		say("the API server only links to this trace from one of its own: it continues those of system:masters and system:monitoring; use a client certificate with O=system:monitoring to have one trace")
+	if why := o.Parentage.whyNotContinued(); why != "" && !o.Passed {
+		say("if the API server traces requests, it makes a trace of its own that links to this one: %s; if it does not, this trace goes on in its webhooks and in the objects they change", why)
 	}
 	if o.ExportError != nil {
 		say("spans could not be exported: %v; set OTEL_EXPORTER_OTLP_ENDPOINT to where your OpenTelemetry Collector listens", o.ExportError)
 	}
 
-	lines = append(lines, "trace id: "+o.TraceID.String())
-	if traceURL != "" {
-		lines = append(lines, "trace link: "+strings.ReplaceAll(traceURL, traceIDPlaceholder, o.TraceID.String()))
+	if o.TraceID.IsValid() { // with OTEL_SDK_DISABLED there may be none
+		lines = append(lines, "trace id: "+o.TraceID.String())
+		if traceURL != "" {
+			lines = append(lines, "trace link: "+printable(strings.ReplaceAll(traceURL, traceIDPlaceholder, o.TraceID.String())))
+		}
 	}
 	return lines
 }
 
-// oneLine keeps a message that libraries broke into several lines on one.
+// oneLine keeps a message that libraries broke into several lines on one, without what steers a
+// terminal, and ends where nobody reads on. Servers write parts of some messages.
 func oneLine(s string) string {
-	return strings.Join(strings.Fields(s), " ")
+	const most = 2000 // bytes
+	if len(s) > most {
+		s = s[:most] + " …"
+	}
+	return printable(strings.Join(strings.Fields(s), " "))
 }

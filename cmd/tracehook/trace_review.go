@@ -5,110 +5,117 @@ package main
 // `trace` neither fails nor waits for it.
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
-	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
+	apiversion "k8s.io/apimachinery/pkg/version"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
 
+const reviewTimeout = 2 * time.Second
+
+// parentage is what an API server that traces makes of this user's trace context. Whether
+// it traces at all nobody but its administrator can see.
+type parentage int
+
 const (
-	reviewTimeout  = 2 * time.Second
-	reviewMaxBytes = 1 << 20
+	parentageUnknown   parentage = iota
+	parentageContinued           // its spans are children of ours
+	parentageUserOnly            // it only links, as this user is in neither of the two groups
+	parentageNobody              // it only links, as every API server before Kubernetes 1.33
 )
 
-// parentageReview asks in the background, once.
-type parentageReview struct {
-	config  *rest.Config
-	started atomic.Bool
-	answer  chan bool
+// whyNotContinued is "" where nothing is known to stand against it.
+func (p parentage) whyNotContinued() string {
+	switch p {
+	case parentageUserOnly:
+		return "it continues those of system:masters and system:monitoring only (use a client certificate with O=system:monitoring to have one trace)"
+	case parentageNobody:
+		return "it continues nobody's before Kubernetes 1.33"
+	}
+	return ""
 }
 
-func newParentageReview(c *userCluster) *parentageReview {
-	config := rest.CopyConfig(c.rest)
-	// The API server decides before it looks at impersonation.
-	config.Impersonate = rest.ImpersonationConfig{}
-	return &parentageReview{config: config, answer: make(chan bool, 1)}
+// parentageReview asks in the background, once. The zero value is ready.
+type parentageReview struct {
+	answer atomic.Pointer[chan parentage]
 }
 
 // start asks. It is called when the command's own first call has been answered: by
 // then a credential plugin has done its work, and a command that asks nothing of the
 // cluster makes tracehook ask nothing either.
-func (r *parentageReview) start(ctx context.Context) {
-	if r.started.Swap(true) {
+func (r *parentageReview) start(ctx context.Context, config *rest.Config) {
+	answer := make(chan parentage, 1)
+	if !r.answer.CompareAndSwap(nil, &answer) {
 		return
 	}
+	config = rest.CopyConfig(config)
+	// The API server decides before it looks at impersonation.
+	config.Impersonate = rest.ImpersonationConfig{}
+	config.Timeout = reviewTimeout
+	config.ContentType = "application/json"
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 		defer cancel()
-		groups, err := groupsOfUser(ctx, r.config)
-		r.answer <- err == nil && !continuesTraces(groups)
+		answer <- reviewParentage(ctx, config)
 	}()
 }
 
-// linkedOnly reports whether the API server is known to only link to this user's
-// traces. It waits for an answer that is still on its way, for reviewTimeout at most.
-func (r *parentageReview) linkedOnly() bool {
-	if !r.started.Load() {
-		return false
+// result waits for an answer that is still on its way, for reviewTimeout at most.
+func (r *parentageReview) result() parentage {
+	answer := r.answer.Load()
+	if answer == nil {
+		return parentageUnknown
 	}
 	select {
-	case linked := <-r.answer:
-		return linked
+	case p := <-*answer:
+		return p
 	case <-time.After(reviewTimeout): // a credential plugin heeds no context
-		return false
+		return parentageUnknown
 	}
+}
+
+// reviewParentage asks the API server who it takes the user for and how old it is. Clusters
+// before 1.28 do not answer the first, and an administrator can forbid both.
+func reviewParentage(ctx context.Context, config *rest.Config) parentage {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return parentageUnknown
+	}
+	var info apiversion.Info
+	if content, err := client.Discovery().RESTClient().Get().AbsPath("/version").Do(ctx).Raw(); err == nil {
+		_ = json.Unmarshal(content, &info) // without a version only the groups decide
+	}
+	if continuesNobody(info) {
+		return parentageNobody
+	}
+	review, err := client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	switch {
+	case err != nil:
+		return parentageUnknown
+	case continuesTraces(review.Status.UserInfo.Groups):
+		return parentageContinued
+	}
+	return parentageUserOnly
+}
+
+// continuesNobody reports whether the API server is known to be older than 1.33, where the
+// tracing filter began to look at who asks.
+func continuesNobody(info apiversion.Info) bool {
+	v, err := utilversion.ParseGeneric(strings.TrimSpace(info.GitVersion))
+	return err == nil && v.LessThan(utilversion.MajorMinor(1, 33))
 }
 
 // continuesTraces reports whether the API server makes its spans children of those
 // of a user in these groups (Kubernetes 1.33 and later).
 func continuesTraces(groups []string) bool {
 	return slices.Contains(groups, "system:masters") || slices.Contains(groups, "system:monitoring")
-}
-
-// groupsOfUser asks the API server who it takes the user for. Clusters before 1.28
-// do not answer, and an administrator can forbid the question.
-func groupsOfUser(ctx context.Context, config *rest.Config) ([]string, error) {
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, err
-	}
-	base, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return nil, err
-	}
-	body, err := json.Marshal(authenticationv1.SelfSubjectReview{
-		TypeMeta: metav1.TypeMeta{APIVersion: authenticationv1.SchemeGroupVersion.String(), Kind: "SelfSubjectReview"},
-	})
-	if err != nil {
-		return nil, err
-	}
-	url := base.JoinPath("apis/authentication.k8s.io/v1/selfsubjectreviews").String()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Accept", "application/json")
-	response, err := client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusCreated {
-		return nil, fmt.Errorf("the API server answers %s", response.Status)
-	}
-	var answer authenticationv1.SelfSubjectReview
-	if err := json.NewDecoder(io.LimitReader(response.Body, reviewMaxBytes)).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("decode the SelfSubjectReview: %w", err)
-	}
-	return answer.Status.UserInfo.Groups, nil
 }

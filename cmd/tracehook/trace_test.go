@@ -81,7 +81,7 @@ func waitForLine(t *testing.T, r *bufio.Reader, want string) {
 }
 
 // runAsKubectl runs one command through everything but the flags.
-func runAsKubectl(t *testing.T, provider trace.TracerProvider, cluster *userCluster, env []string, command ...string) (traceOutcome, kubectlSaw) {
+func runAsKubectl(t *testing.T, provider trace.TracerProvider, kubeconfig *userKubeconfig, env []string, command ...string) (traceOutcome, kubectlSaw) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -95,9 +95,9 @@ func runAsKubectl(t *testing.T, provider trace.TracerProvider, cluster *userClus
 		Env:            append(env, asKubectl+"=1", "KUBECONFIG=/nowhere"),
 		Stdout:         &stdout,
 		Stderr:         &stderr,
-		Cluster:        cluster,
+		Kubeconfig:     kubeconfig,
 		TracerProvider: provider,
-		FirstAnswer:    func() { answers++ },
+		FirstAnswer:    func(*rest.Config) { answers++ },
 		Random:         rand.Reader,
 		Now:            time.Now,
 	}.do(context.Background())
@@ -116,10 +116,9 @@ func runAsKubectl(t *testing.T, provider trace.TracerProvider, cluster *userClus
 
 func TestACommandIsOneSpanWithItsCallsBelow(t *testing.T) {
 	_, config := startAPIServer(t, func(http.ResponseWriter, *http.Request) {})
-	cluster := &userCluster{rest: config, context: "work", cluster: "office", user: "alice", namespace: "shop"}
 	recorder := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))
-	outcome, saw := runAsKubectl(t, provider, cluster, []string{"OTHER=kept"}, "/usr/bin/kubectl", "/api", "/api/v1/namespaces/shop/pods?labelSelector=hunter2")
+	outcome, saw := runAsKubectl(t, provider, oneCluster(config, "shop"), []string{"OTHER=kept"}, "/usr/bin/kubectl", "/api", "/api/v1/namespaces/shop/pods?labelSelector=hunter2")
 
 	if outcome.ExitCode != 3 || outcome.Calls != 2 || outcome.Refused != 0 || !outcome.Sampled {
 		t.Errorf("got %+v, want the exit code 3, two calls and a sampled trace", outcome)
@@ -172,7 +171,7 @@ func TestACommandContinuesTheTraceOfItsEnvironment(t *testing.T) {
 			recorder := tracetest.NewSpanRecorder()
 			provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))
 			env := []string{"TRACEPARENT=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-" + flags, "TRACESTATE=a=b"}
-			outcome, saw := runAsKubectl(t, provider, &userCluster{rest: config, context: "c", cluster: "c", user: "c"}, env, "kubectl", "/api")
+			outcome, saw := runAsKubectl(t, provider, oneCluster(config, "default"), env, "kubectl", "/api")
 			if outcome.TraceID.String() != "0af7651916cd43dd8448eb211c80319c" || outcome.Sampled != sampled {
 				t.Errorf("got the trace %s, sampled: %t", outcome.TraceID, outcome.Sampled)
 			}
