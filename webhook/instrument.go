@@ -332,7 +332,7 @@ func (h *observer) read(ctx context.Context, o *observation) {
 	if h.reads {
 		// That it is a v1beta1 review, or not strictly JSON, is between its sender and
 		// its reader; what is needed may be there all the same.
-		if err := new(reviewDecoder).decode(o.in.Bytes(), &o.request); errors.Is(err, ErrMalformed) || errors.Is(err, ErrNoRequest) {
+		if err := new(reviewDecoder).decode(o.in.Bytes(), &o.request); errors.Is(err, ErrNoRequest) {
 			o.request = Request{}
 		}
 	}
