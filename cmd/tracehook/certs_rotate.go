@@ -83,7 +83,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 		return usageError(err)
 	}
 
-	request := certs.RotationRequest{What: certs.RotateLeaf, Drop: o.drop, SkipSoak: o.skipSoak, Time: now()}
+	request := certs.RotationRequest{What: certs.RotateLeaf, Drop: o.drop, SkipSoak: o.skipSoak, Time: now(), ID: certs.NewRotationID()}
 	if o.ca {
 		request.What = certs.RotateCA
 	}
@@ -99,7 +99,12 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 	var last certs.Status
 	var writing error
 	err = certs.WatchStatus(ctx, clients, o.namespace, o.servingSecret, func(s certs.Status) bool {
-		if s.Request.Before(request.Time) {
+		switch begun := last.Begun(request); {
+		case begun && !s.Begun(request): // another request, which begins when this one is done
+			last.Phase, last.Settled = certs.PhaseStable, true
+			writing = show(last)
+			return false
+		case !s.Begun(request):
 			return true // what went before
 		}
 		last = s
