@@ -145,7 +145,7 @@ func WatchStatus(ctx context.Context, clients kubernetes.Interface, namespace, s
 		last = status
 		return visit(status)
 	}
-	for { // an API server ends a watch every few minutes
+	for p := new(pace); ; { // an API server ends a watch every few minutes
 		list, err := client.List(ctx, metav1.ListOptions{FieldSelector: selector})
 		if err != nil {
 			return fmt.Errorf("watch status: %w", err)
@@ -155,7 +155,9 @@ func WatchStatus(ctx context.Context, clients kubernetes.Interface, namespace, s
 				return nil
 			}
 		}
-		changes, err := client.Watch(ctx, metav1.ListOptions{FieldSelector: selector, ResourceVersion: list.ResourceVersion})
+		changes, err := p.watch(ctx, func() (watch.Interface, error) {
+			return client.Watch(ctx, metav1.ListOptions{FieldSelector: selector, ResourceVersion: list.ResourceVersion})
+		})
 		if err != nil {
 			return fmt.Errorf("watch status: %w", err)
 		}
