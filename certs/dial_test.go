@@ -72,30 +72,33 @@ func TestWhatAServerSaysAfterTheHandshakeIsHeard(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		config  tls.Config
+		config  *tls.Config
 		hangsUp bool
 		offer   []string
 		says    string // "": nothing
 		demands bool
 	}{
 		"silence":                                  {},
-		"TLS 1.2":                                  {config: tls.Config{MaxVersion: tls.VersionTLS12}},
-		"it demands a certificate, TLS 1.3":        {config: tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13}, says: "certificate required", demands: true},
-		"it demands a certificate, TLS 1.2":        {config: tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, says: "remote error", demands: true},
-		"it asks for a certificate, TLS 1.3":       {config: tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13}},
-		"it takes a certificate if there is one":   {config: tls.Config{ClientAuth: tls.VerifyClientCertIfGiven, MaxVersion: tls.VersionTLS12}},
+		"TLS 1.2":                                  {config: &tls.Config{MaxVersion: tls.VersionTLS12}},
+		"it demands a certificate, TLS 1.3":        {config: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13}, says: "certificate required", demands: true},
+		"it demands a certificate, TLS 1.2":        {config: &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, says: "remote error", demands: true},
+		"it asks for a certificate, TLS 1.3":       {config: &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13}},
+		"it takes a certificate if there is one":   {config: &tls.Config{ClientAuth: tls.VerifyClientCertIfGiven, MaxVersion: tls.VersionTLS12}},
 		"it hangs up":                              {hangsUp: true, says: "hangs up after the handshake"},
-		"it speaks something else":                 {config: tls.Config{NextProtos: []string{"smtp"}}, says: "no application protocol"},
-		"it speaks HTTP/2 only, to an APIService":  {config: tls.Config{NextProtos: []string{"h2"}}, offer: http2},
-		"it speaks TLS 1.1 only, which is too old": {config: tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, says: "protocol version"},
+		"it speaks something else":                 {config: &tls.Config{NextProtos: []string{"smtp"}}, says: "no application protocol"},
+		"it speaks HTTP/2 only, to an APIService":  {config: &tls.Config{NextProtos: []string{"h2"}}, offer: http2},
+		"it speaks TLS 1.1 only, which is too old": {config: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, says: "protocol version"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if c.config == nil {
+				c.config = &tls.Config{}
+			}
 			c.config.Certificates = []tls.Certificate{{Certificate: [][]byte{leaf.Certificate.Raw}, PrivateKey: leaf.Key}}
 			c.config.ClientCAs = x509.NewCertPool()
 			client, server := net.Pipe()
 			go func() {
-				tlsServer := tls.Server(server, &c.config)
+				tlsServer := tls.Server(server, c.config)
 				err := tlsServer.Handshake()
 				if c.hangsUp && err == nil {
 					tlsServer.Close()
