@@ -19,12 +19,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -63,9 +65,12 @@ var ErrInvalid = errors.New("invalid trace context")
 
 // Of returns the trace context that obj carries under the first of keys that holds a
 // valid one; without keys, these are DefaultKey and KEP5915Key. Where there is none,
-// or obj is nil, the span context is not valid, and the error says whether that is
+// or obj is gone, the span context is not valid, and the error says whether that is
 // because of what stands there: it is nil or wraps ErrInvalid, and never quotes the
 // annotation.
+//
+// Gone is a nil obj, and a nil pointer in it, which is what a lister returns for an
+// object that was deleted. So is an obj whose methods panic in another way.
 //
 // A traceparent is taken with the annotation `tracestate` of the same prefix
 // (tracehook.dev/tracestate); one that is invalid or longer than 512 bytes is left out.
@@ -73,14 +78,15 @@ var ErrInvalid = errors.New("invalid trace context")
 // span `create <Kind>` of this very object (tracehook.dev/create-traceparent): that one
 // is taken then.
 func Of(obj metav1.Object, keys ...string) (trace.SpanContext, error) {
-	if obj == nil {
-		return trace.SpanContext{}, nil
-	}
+	m, _ := read(obj)
+	return of(m.annotations, keys)
+}
+
+func of(annotations map[string]string, keys []string) (trace.SpanContext, error) {
 	if len(keys) == 0 {
 		keys = []string{DefaultKey, KEP5915Key}
 	}
 	var err error
-	annotations := obj.GetAnnotations()
 	for _, key := range keys {
 		traceparent, there := annotations[key]
 		if !there {
@@ -98,6 +104,26 @@ func Of(obj metav1.Object, keys ...string) (trace.SpanContext, error) {
 		err = errors.Join(err, fmt.Errorf("%w: annotation %s", ErrInvalid, key))
 	}
 	return trace.SpanContext{}, err
+}
+
+// metadata is what is read of an object.
+type metadata struct {
+	name, namespace, uid string
+	annotations          map[string]string
+}
+
+// read asks obj for its metadata, if it is there. Methods of a nil pointer panic, and
+// to find a cause must not cost the work.
+func read(obj metav1.Object) (m metadata, there bool) {
+	if obj == nil {
+		return metadata{}, false
+	}
+	defer func() {
+		if recover() != nil {
+			m, there = metadata{}, false
+		}
+	}()
+	return metadata{obj.GetName(), obj.GetNamespace(), string(obj.GetUID()), obj.GetAnnotations()}, true
 }
 
 // Parse reads a traceparent with its tracestate, as they are stored; the result is not
@@ -157,13 +183,19 @@ type Options struct {
 }
 
 // Start starts a span for work on obj: with a link to the cause that obj carries, or
-// as its child. The caller ends it. A nil obj (it is gone) has no cause.
+// as its child. The caller ends it. An obj that is gone (see Of) has no cause. A nil
+// tracer makes a span that is recorded nowhere.
 //
 // A span in ctx stays the parent where the cause is linked to; where the cause is the
 // parent, that span is linked to instead.
 func Start(ctx context.Context, tracer trace.Tracer, name string, obj metav1.Object, o Options, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	if tracer == nil {
+		tracer = tracenoop.Tracer{}
+	}
+	options = slices.Clip(options) // the caller's, which must not be written behind
 	var attributes []attribute.KeyValue
-	found, err := Of(obj, o.Keys...)
+	m, there := read(obj)
+	found, err := of(m.annotations, o.Keys)
 	switch {
 	case err != nil:
 		attributes = append(attributes, AttributeCause.String("invalid"))
@@ -179,10 +211,10 @@ func Start(ctx context.Context, tracer trace.Tracer, name string, obj metav1.Obj
 		attributes = append(attributes, AttributeCause.String("link"))
 		options = append(options, trace.WithLinks(trace.Link{SpanContext: found}))
 	}
-	if obj != nil {
-		attributes = append(attributes, AttributeName.String(obj.GetName()), AttributeUID.String(string(obj.GetUID())))
-		if namespace := obj.GetNamespace(); namespace != "" {
-			attributes = append(attributes, semconv.K8SNamespaceName(namespace))
+	if there {
+		attributes = append(attributes, AttributeName.String(m.name), AttributeUID.String(m.uid))
+		if m.namespace != "" {
+			attributes = append(attributes, semconv.K8SNamespaceName(m.namespace))
 		}
 	}
 	return tracer.Start(ctx, name, append(options, trace.WithAttributes(attributes...))...)

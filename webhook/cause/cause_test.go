@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -96,6 +97,81 @@ func TestTheCauseIsTheFirstValidTraceparentOfTheKeys(t *testing.T) {
 func TestAnObjectThatIsGoneHasNoCause(t *testing.T) {
 	if got, err := cause.Of(nil); got.IsValid() || err != nil {
 		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+// half is an object that has been made by hand, and not to its end.
+type half struct{ *metav1.ObjectMeta }
+
+func TestAnObjectWhoseMethodsPanicIsGone(t *testing.T) {
+	var gone *metav1.PartialObjectMetadata // what a lister returns with its "not found"
+	for name, obj := range map[string]metav1.Object{
+		"a nil pointer":                gone,
+		"a nil pointer to metadata":    (*metav1.ObjectMeta)(nil),
+		"an embedded nil pointer":      half{},
+		"an embedded nil interface":    struct{ metav1.Object }{},
+		"a nil pointer, boxed again":   struct{ metav1.Object }{gone},
+		"an object that has no fields": &metav1.PartialObjectMetadata{},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := cause.Of(obj); got.IsValid() || err != nil {
+				t.Errorf("got %v, %v", got, err)
+			}
+			for _, parent := range []bool{false, true} {
+				span := started(t, t.Context(), obj, cause.Options{Parent: parent}, sdktrace.AlwaysSample())
+				if len(span.Links()) != 0 || span.Parent().IsValid() || span.Name() != "reconcile widget" {
+					t.Errorf("got span %q, links %v, parent %v", span.Name(), span.Links(), span.Parent())
+				}
+				if got := attributeOf(span, cause.AttributeCause); got != "none" {
+					t.Errorf("cause %q, want none", got)
+				}
+			}
+		})
+	}
+}
+
+func attributeOf(span sdktrace.ReadOnlySpan, key attribute.Key) string {
+	for _, a := range span.Attributes() {
+		if a.Key == key {
+			return a.Value.AsString()
+		}
+	}
+	return ""
+}
+
+// A struct that its author has not filled in, as in a unit test.
+func TestWithoutATracerNothingIsRecordedAndTheContextGoesOn(t *testing.T) {
+	type key struct{}
+	ctx, span := cause.Start(context.WithValue(t.Context(), key{}, "kept"), nil, "reconcile widget", object(map[string]string{cause.DefaultKey: one}), cause.Options{})
+	span.End()
+	if span.IsRecording() || ctx.Value(key{}) != "kept" {
+		t.Errorf("recording %v, context %v", span.IsRecording(), ctx)
+	}
+}
+
+// The options of many spans, made once, with room behind them.
+func TestOptionsStayTheCallers(t *testing.T) {
+	shared := append(make([]trace.SpanStartOption, 0, 8), trace.WithSpanKind(trace.SpanKindConsumer))
+	recorder := tracetest.NewSpanRecorder()
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder)).Tracer("test")
+	var group sync.WaitGroup
+	for _, traceparent := range []string{one, other} {
+		obj := object(map[string]string{key: traceparent})
+		group.Go(func() {
+			for range 50 {
+				_, span := cause.Start(t.Context(), tracer, traceparent, obj, cause.Options{}, shared...)
+				span.End()
+			}
+		})
+	}
+	group.Wait()
+	for _, span := range recorder.Ended() {
+		if len(span.Links()) != 1 || asTraceparent(span.Links()[0].SpanContext) != span.Name() {
+			t.Fatalf("the span of %s links to %v", span.Name(), span.Links())
+		}
+	}
+	if behind := shared[:2]; behind[1] != nil {
+		t.Errorf("something was written behind the caller's options: %v", behind[1])
 	}
 }
 

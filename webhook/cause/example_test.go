@@ -45,6 +45,17 @@ func ExampleStart_parent() {
 	// reconcile shop is in trace 4bf92f3577b34da6a3ce929d0e0e4736 below 00f067aa0ba902b7
 }
 
+// A unit test of a controller's work needs neither a cluster nor a tracer: an object that
+// is gone has no cause, and without a tracer nothing is recorded.
+func ExampleStart_gone() {
+	var gone *metav1.PartialObjectMetadata // as a lister returns it
+	_, span := cause.Start(context.Background(), nil, "reconcile shop", gone, cause.Options{})
+	span.End()
+	fmt.Println(span.IsRecording())
+	// Output:
+	// false
+}
+
 // What is stored may be read without starting anything, and under any key.
 func ExampleOf() {
 	found, err := cause.Of(stamped, "tracehook.dev/traceparent", "shop.example/traceparent")

@@ -15,7 +15,9 @@ package traced
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
@@ -28,6 +30,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -51,8 +54,10 @@ type Options struct {
 	TracerProvider trace.TracerProvider
 }
 
-// An Object returns the object that a request is about: nil, and no error, when it is
-// gone. An error leaves the span without a cause and is nothing to the reconciler.
+// An Object returns the object that a request is about. When it is gone, that is nil,
+// a nil pointer, or an error by apierrors.IsNotFound, so the Get of a lister will do.
+// Another error, or a panic, leaves the span without a cause and is nothing to the
+// reconciler. A panic is logged.
 type Object[request comparable] func(context.Context, request) (metav1.Object, error)
 
 // Read returns the function that reads the object a reconcile.Request names.
@@ -69,18 +74,38 @@ func Read(reader client.Reader, prototype client.Object) Object[reconcile.Reques
 	}
 }
 
+// find calls the author's function. What it is for is the trace alone, so a mistake in
+// it must not keep the reconciler from its work.
+func (object Object[request]) find(ctx context.Context, req request) (obj metav1.Object, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			obj, err = nil, fmt.Errorf("read the object: panic: %v", value)
+			log.FromContext(ctx).Error(err, "reconcile without a cause")
+		}
+	}()
+	obj, err = object(ctx, req)
+	return obj, client.IgnoreNotFound(err)
+}
+
+// answers says whether obj can be asked: methods of a nil pointer panic.
+func answers(obj metav1.Object) (yes bool) {
+	defer func() { _ = recover() }()
+	_ = obj.GetName()
+	return true
+}
+
 // Reconciler returns a reconciler that calls r in a span which points to the cause of
 // the object. The span ends with the reconciler's error as its status, and the logger
 // in the context, log.FromContext, knows trace_id and span_id.
 func Reconciler[request comparable](r reconcile.TypedReconciler[request], object Object[request], o Options) reconcile.TypedReconciler[request] {
 	in := newSpans(o)
 	return reconcile.TypedFunc[request](func(ctx context.Context, req request) (reconcile.Result, error) {
-		obj, err := object(ctx, req)
+		obj, err := object.find(ctx, req)
 		var about []attribute.KeyValue
 		if err != nil {
-			about = append(about, cause.AttributeCause.String("unknown")) // wins over the "none" of a nil object
+			about = append(about, cause.AttributeCause.String("unknown")) // wins over the "none" of an object that is gone
 		}
-		if named, ok := any(req).(reconcile.Request); ok && obj == nil {
+		if named, ok := any(req).(reconcile.Request); ok && !answers(obj) {
 			about = append(about, cause.AttributeName.String(named.Name))
 			if named.Namespace != "" {
 				about = append(about, semconv.K8SNamespaceName(named.Namespace))
@@ -118,6 +143,7 @@ type spans struct {
 
 func newSpans(o Options) spans {
 	s := spans{name: "reconcile", cause: o.Cause}
+	s.cause.Keys = slices.Clone(o.Cause.Keys) // the caller's slice, which may change
 	if o.Name != "" {
 		s.name += " " + o.Name
 	}
@@ -175,12 +201,18 @@ func errorType(err error) string {
 // Transport is for rest.Config.Wrap: requests that are made in a span (the
 // reconciler's, not the watches of a cache) become CLIENT spans below it, and carry
 // its context to the API server. A nil provider means OpenTelemetry's global one.
+//
+// What is wrapped can be reached as client-go and net/http do: idle connections are
+// closed, and k8s.io/apimachinery/pkg/util/net finds the transport below.
 func Transport(tp trace.TracerProvider) func(http.RoundTripper) http.RoundTripper {
 	if tp == nil {
 		tp = otel.GetTracerProvider()
 	}
 	return func(next http.RoundTripper) http.RoundTripper {
-		return otelhttp.NewTransport(next,
+		if next == nil {
+			next = http.DefaultTransport
+		}
+		return &transport{next: next, Transport: otelhttp.NewTransport(next,
 			otelhttp.WithTracerProvider(tp),
 			// They would count the requests of reconcilers only, under a name that
 			// promises all.
@@ -189,6 +221,24 @@ func Transport(tp trace.TracerProvider) func(http.RoundTripper) http.RoundTrippe
 			otelhttp.WithFilter(func(r *http.Request) bool {
 				return trace.SpanContextFromContext(r.Context()).IsValid()
 			}),
-		)
+		)}
+	}
+}
+
+// transport adds to otelhttp's what it hides of the one below.
+type transport struct {
+	*otelhttp.Transport
+	next http.RoundTripper
+}
+
+var _ utilnet.RoundTripperWrapper = (*transport)(nil)
+
+func (t *transport) WrappedRoundTripper() http.RoundTripper { return t.next }
+
+// CloseIdleConnections is what http.Client asks for.
+func (t *transport) CloseIdleConnections() {
+	switch t.next.(type) {
+	case interface{ CloseIdleConnections() }, utilnet.RoundTripperWrapper:
+		utilnet.CloseIdleConnectionsFor(t.next) // of others it would log that it does not know them
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,8 +21,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -199,6 +203,88 @@ func TestAnObjectThatIsGoneOrCannotBeReadIsReconciledAllTheSame(t *testing.T) {
 			}
 			wantAttributes(t, span, map[attribute.Key]any{"tracehook.cause": test.cause, "k8s.namespace.name": "shop", "tracehook.object.name": "web"})
 		})
+	}
+}
+
+// What authors write to find the object, and what Go makes of it when the object is gone.
+func TestAWayToTheObjectThatFindsNoneOrPanicsIsNothingToTheReconciler(t *testing.T) {
+	empty := corelisters.NewConfigMapLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}))
+	var gone *corev1.ConfigMap
+	for name, test := range map[string]struct {
+		object traced.Object[reconcile.Request]
+		cause  string
+		logged bool
+	}{
+		"a lister's answer as it is": {func(_ context.Context, r reconcile.Request) (metav1.Object, error) {
+			return empty.ConfigMaps(r.Namespace).Get(r.Name)
+		}, "none", false},
+		"a lister's answer without its error": {func(_ context.Context, r reconcile.Request) (metav1.Object, error) {
+			obj, err := empty.ConfigMaps(r.Namespace).Get(r.Name)
+			return obj, client.IgnoreNotFound(err)
+		}, "none", false},
+		"a copy of it": {func(_ context.Context, r reconcile.Request) (metav1.Object, error) {
+			obj, _ := empty.ConfigMaps(r.Namespace).Get(r.Name)
+			return obj.DeepCopy(), nil
+		}, "none", false},
+		"a nil pointer and another error": {func(context.Context, reconcile.Request) (metav1.Object, error) {
+			return gone, errors.New("the cache has not started")
+		}, "unknown", false},
+		"a lister of any kind": {func(context.Context, reconcile.Request) (metav1.Object, error) {
+			var found runtime.Object
+			return found.(metav1.Object), nil
+		}, "unknown", true},
+		"a field of what is not there": {func(context.Context, reconcile.Request) (metav1.Object, error) {
+			return &metav1.PartialObjectMetadata{ObjectMeta: gone.ObjectMeta}, nil
+		}, "unknown", true},
+		"no way at all":           {nil, "unknown", true},
+		"a reader that is none":   {traced.Read(nil, &corev1.ConfigMap{}), "unknown", true},
+		"a prototype that is nil": {traced.Read(reader{obj: source()}, nil), "unknown", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			recorder, provider := record()
+			var logged []string
+			logger := funcr.New(func(_, args string) { logged = append(logged, args) }, funcr.Options{})
+			called := false
+			wrapped := traced.Reconciler(reconcile.Func(func(context.Context, reconcile.Request) (reconcile.Result, error) {
+				called = true
+				return reconcile.Result{}, nil
+			}), test.object, traced.Options{TracerProvider: provider})
+			if _, err := wrapped.Reconcile(log.IntoContext(t.Context(), logger), request); err != nil || !called {
+				t.Errorf("called %v, error %v", called, err)
+			}
+			wantAttributes(t, recorder.Ended()[0], map[attribute.Key]any{"tracehook.cause": test.cause, "k8s.namespace.name": "shop", "tracehook.object.name": "web"})
+			if test.logged != (len(logged) == 1 && strings.Contains(logged[0], "panic")) {
+				t.Errorf("logged %q", logged)
+			}
+		})
+	}
+}
+
+func TestAReconcilerThatGetsNoObjectIsCalledAllTheSame(t *testing.T) {
+	recorder, provider := record()
+	called := false
+	wrapped := traced.ObjectReconciler(objectReconciler(func(_ context.Context, obj *corev1.ConfigMap) (reconcile.Result, error) {
+		called = obj == nil
+		return reconcile.Result{}, nil
+	}), traced.Options{TracerProvider: provider})
+	if _, err := wrapped.Reconcile(t.Context(), nil); err != nil || !called {
+		t.Errorf("called %v, error %v", called, err)
+	}
+	wantAttributes(t, recorder.Ended()[0], map[attribute.Key]any{"tracehook.cause": "none"})
+}
+
+// The keys are an author's slice, which many options may share.
+func TestOptionsThatChangeLaterChangeNothing(t *testing.T) {
+	keys := []string{cause.DefaultKey}
+	recorder, provider := record()
+	wrapped := traced.Reconciler(reconcile.Func(nothing), traced.Read(reader{obj: source()}, &corev1.ConfigMap{}),
+		traced.Options{TracerProvider: provider, Cause: cause.Options{Keys: keys}})
+	var group sync.WaitGroup
+	group.Go(func() { _, _ = wrapped.Reconcile(t.Context(), request) })
+	keys[0] = "shop.example/cause"
+	group.Wait()
+	if span := recorder.Ended()[0]; !linksToCause(span) {
+		t.Errorf("links %v", span.Links())
 	}
 }
 
