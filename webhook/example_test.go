@@ -92,6 +92,34 @@ func ExampleNew() {
 	// {"op":"add","path":"/metadata/annotations/tracehook.dev~1traceparent","value":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}]
 }
 
+// A unit test of a Mutator needs no server and no review: an object in, the patch out.
+func ExampleMutator() {
+	owner := webhook.MutatorFunc(func(_ context.Context, req *webhook.Request, resp *webhook.Response) error {
+		if _, ok := req.Object.Annotation("shop.example/team"); !ok {
+			resp.SetAnnotation("shop.example/team", "team-of-"+req.Namespace)
+			resp.Warn("say whose it is: annotation shop.example/team")
+		}
+		return nil
+	})
+
+	pod, err := webhook.ParseObject([]byte(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}`))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	req := &webhook.Request{Operation: admissionv1.Create, Namespace: "shop", Object: pod}
+	resp := webhook.NewResponse(req)
+	err = owner.Mutate(context.Background(), req, resp)
+
+	fmt.Println(err)
+	fmt.Println(string(resp.Patch()))
+	fmt.Println(resp.Warnings()[0])
+	// Output:
+	// <nil>
+	// [{"op":"add","path":"/metadata/annotations","value":{"shop.example/team":"team-of-shop"}}]
+	// say whose it is: annotation shop.example/team
+}
+
 // patchOf returns the JSON Patch of an answer.
 func patchOf(w *httptest.ResponseRecorder) string {
 	var review admissionv1.AdmissionReview

@@ -2,6 +2,8 @@ package webhook
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 
 	"go.opentelemetry.io/otel/trace"
@@ -42,7 +44,8 @@ type Step struct {
 }
 
 // Response collects what the mutators want of the answer. Later mutators see
-// what earlier ones set.
+// what earlier ones set. The zero value is for an object without annotations;
+// NewResponse is for the object of a request.
 type Response struct {
 	object   *Object
 	changes  []change
@@ -55,7 +58,7 @@ type Response struct {
 // SetAnnotation sets metadata.annotations[key] of the object and leaves every
 // other annotation alone. What is said of a key last counts.
 func (r *Response) SetAnnotation(key, value string) {
-	if now, ok := r.object.Annotation(key); ok && now == value {
+	if now, ok := r.stored(key); ok && now == value {
 		r.forget(key)
 		return
 	}
@@ -66,7 +69,7 @@ func (r *Response) SetAnnotation(key, value string) {
 // RemoveAnnotation removes metadata.annotations[key] if it is there.
 func (r *Response) RemoveAnnotation(key string) {
 	r.forget(key)
-	if _, ok := r.object.Annotation(key); ok {
+	if _, ok := r.stored(key); ok {
 		r.append(change{key: key, remove: true})
 	}
 }
@@ -77,6 +80,13 @@ func (r *Response) Annotation(key string) (value string, ok bool) {
 		if c.key == key {
 			return c.value, !c.remove
 		}
+	}
+	return r.stored(key)
+}
+
+func (r *Response) stored(key string) (value string, ok bool) {
+	if r.object == nil {
+		return "", false
 	}
 	return r.object.Annotation(key)
 }
@@ -107,4 +117,66 @@ func (r *Response) Warn(message string) { r.warnings = append(r.warnings, messag
 // AuditAnnotation adds <webhook name>/<key> to the request's audit event.
 func (r *Response) AuditAnnotation(key, value string) {
 	r.audit = append(r.audit, change{key: key, value: value})
+}
+
+// ParseObject reads an object, JSON, as the handler reads those of a review. It is for
+// unit tests, which make a Request of it:
+//
+//	pod, err := webhook.ParseObject([]byte(`{"kind": "Pod", "metadata": {"name": "web"}}`))
+//	req := &webhook.Request{Operation: admissionv1.Create, Object: pod}
+//	resp := webhook.NewResponse(req)
+//	err = mutator.Mutate(ctx, req, resp)
+//	// resp.Patch(), resp.Annotation(…), resp.Warnings()
+//
+// It refers to raw, which must not change. The error says where raw is not strictly
+// JSON, or no object of Kubernetes.
+func ParseObject(raw []byte) (Object, error) {
+	var d reviewDecoder
+	var o Object
+	d.json.reset(raw)
+	err := d.rawObject(&o)
+	if err == nil {
+		err = d.json.end()
+	}
+	if errors.Is(err, errSyntax) {
+		err = explain(raw)
+	}
+	if err != nil {
+		return Object{}, fmt.Errorf("parse object: %w", err)
+	}
+	return o, nil
+}
+
+// NewResponse returns an empty Response to req, for unit tests; see ParseObject. It panics
+// if an object of req was not made by ParseObject: what is in its Raw would not be seen.
+func NewResponse(req *Request) *Response {
+	for _, o := range []*Object{&req.Object, &req.OldObject} {
+		if o.Raw != nil && o.fields == nil {
+			panic("webhook: NewResponse to a request whose object has nothing but Raw: make it with ParseObject")
+		}
+	}
+	return &Response{object: &req.Object}
+}
+
+// Patch returns the JSON Patch (RFC 6902) that makes the changes which were asked for;
+// nil if there are none.
+func (r *Response) Patch() []byte {
+	o := r.object
+	if o == nil {
+		o = new(Object)
+	}
+	patch, _ := appendPatch(nil, o, r.changes)
+	return patch
+}
+
+// Warnings returns what was said to Warn.
+func (r *Response) Warnings() []string { return slices.Clone(r.warnings) }
+
+// AuditAnnotations returns what was said to AuditAnnotation.
+func (r *Response) AuditAnnotations() map[string]string {
+	all := map[string]string{}
+	for _, a := range r.audit {
+		all[a.key] = a.value
+	}
+	return all
 }
