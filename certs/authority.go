@@ -87,8 +87,10 @@ type AuthorityOptions struct {
 	MeterProvider  metric.MeterProvider // Nil: none
 }
 
-// Authority keeps a CA and a leaf, renews them and publishes the CA.
+// Authority keeps a CA and a leaf, renews them and publishes the CA. A manager to which it is added starts it before its
+// caches, on every replica: one of them works, by a Lease of its own and not the manager's.
 type Authority struct {
+	early
 	o     AuthorityOptions
 	store store
 	tel   *authorityTelemetry
@@ -145,9 +147,6 @@ func (s settle) Prove(ctx context.Context, _ Claim) (Proof, error) {
 	}
 	return Proof{Certainty: Assumed}, nil
 }
-
-// NeedLeaderElection tells a controller-runtime manager to start it in every replica: it has a Lease of its own.
-func (*Authority) NeedLeaderElection() bool { return false }
 
 // Start runs until ctx ends: it waits for the Lease, leads, gives the Lease back. It returns nil then, and an error only
 // when the Lease's options are no good.

@@ -61,14 +61,17 @@
 // At no time is a leaf in service that a bundle which an API server may still hold does not trust: not even without
 // the cross-signed certificates, which are there for what others do meanwhile.
 //
-// A rotation that somebody asks for is told by a random ID ([RotationRequest]), as two operators' clocks differ. A request that comes while
-// another waits takes that one in.
+// # In a manager of controller-runtime
 //
-// # What a proof makes
+// A [SecretSource], a [Readiness] and an [Authority] are added to it, by Add. All three run on every replica, whether
+// it leads or not, and from before the caches are filled until the webhook server has ended:
 //
-// A [Barrier] makes an object for a moment and removes it, also when its context ends. What a process that was killed has left is
-// found by a label, whatever its age ([FindLeftProofs], [RemoveLeftProofs]). A maker that lives renews a Lease ([Holder]). Whoever looks
-// waits and sees whether anything moves, and compares no clock.
+//	SecretSource  every replica serves, also what its own caches need (a conversion webhook)
+//	Readiness     every replica is asked whether it is ready
+//	Authority     one of them works, by a Lease of its own; without it there may be no certificate at all
+//
+// So that a manager starts them that early they have the methods of its webhook.Server, which do nothing. Whoever has no
+// manager calls Start.
 //
 // # What is pure
 //

@@ -9,10 +9,14 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/certs"
@@ -23,7 +27,7 @@ import (
 // deploy/components/certs-managed, under the names that it uses here, and nothing else.
 //
 // With controller-runtime: Add source, ready and authority to the manager instead of the group, Ready by AddReadyzCheck, and
-// give GetCertificate to its webhook server by TLSOpts.
+// give GetCertificate to its webhook server by TLSOpts. They start before the caches, on every replica.
 func Example() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -82,4 +86,37 @@ func servePolicy(ctx context.Context, config *rest.Config, pod string, policy ht
 	group.Go(func() error { return server.ListenAndServeTLS("", "") })
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	return group.Wait()
+}
+
+// A unit test needs no cluster: a Secret as an Authority, or anybody, writes it, in client-go's fake clientset.
+func ExampleSecretSource() {
+	now := time.Now()
+	ca, err1 := certs.NewCA(certs.CAOptions{Now: now})
+	leaf, err2 := certs.Issue(ca, certs.LeafOptions{Now: now, Names: []string{certs.ServerName("policy-system", "policy")}})
+	if err := errors.Join(err1, err2); err != nil {
+		fmt.Println(err)
+		return
+	}
+	certificate, err1 := leaf.CertificatePEM()
+	key, err2 := leaf.KeyPEM()
+	clients := fake.NewClientset(&corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "policy-system", Name: certs.DefaultServingSecret},
+		Data:       map[string][]byte{certs.ServingCertificate: certificate, certs.ServingKey: key},
+	})
+	source, err3 := certs.NewSecretSource(certs.SourceOptions{Clients: clients, Namespace: "policy-system"})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	go func() { _ = source.Start(ctx) }()
+	for len(source.Findings()) > 0 { // "has not been read yet"
+		time.Sleep(time.Millisecond)
+	}
+	served, err := source.GetCertificate(&tls.ClientHelloInfo{})
+	fmt.Println(served.Leaf.DNSNames, err)
+	// Output:
+	// [policy.policy-system.svc] <nil>
 }

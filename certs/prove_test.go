@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"github.com/tracehook/tracehook/certs"
 )
@@ -48,11 +51,18 @@ func TestSeveralProversSayWhatTheLeastCertainOfThemSays(t *testing.T) {
 	}
 }
 
-// A controller-runtime manager starts what does not say so on its leader only.
-func TestEveryReplicaServesAndLooksWhetherItIsTrusted(t *testing.T) {
-	for _, runnable := range []any{&certs.SecretSource{}, &certs.Readiness{}} {
-		if r, ok := runnable.(interface{ NeedLeaderElection() bool }); !ok || r.NeedLeaderElection() {
-			t.Errorf("%T waits for leadership", runnable)
+// A controller-runtime manager starts what does not say so on its leader only, and after its
+// caches. e2e/manager has a real one.
+func TestAManagerStartsAllBeforeItsCachesOnEveryReplica(t *testing.T) {
+	for _, runnable := range []any{&certs.SecretSource{}, &certs.Readiness{}, &certs.Authority{}} {
+		server, ok := runnable.(ctrlwebhook.Server) // by this a manager knows what goes first
+		if !ok {
+			t.Errorf("%T is started after the caches", runnable)
+			continue
+		}
+		server.Register("/", http.NotFoundHandler())
+		if server.NeedLeaderElection() || server.StartedChecker()(nil) != nil || server.WebhookMux() != nil {
+			t.Errorf("%T waits for something", runnable)
 		}
 	}
 }

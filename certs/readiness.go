@@ -40,8 +40,10 @@ type ReadinessOptions struct {
 	Now           func() time.Time     // Nil: time.Now
 }
 
-// Readiness compares the certificate that is served with the bundles that are live.
+// Readiness compares the certificate that is served with the bundles that are live. A manager to which it is added starts
+// it before its caches, on every replica.
 type Readiness struct {
+	early
 	o    ReadinessOptions
 	said report
 
@@ -127,9 +129,6 @@ func (r *Readiness) Start(ctx context.Context) error {
 	group.Wait()
 	return nil
 }
-
-// NeedLeaderElection tells a controller-runtime manager to start it in every replica.
-func (*Readiness) NeedLeaderElection() bool { return false }
 
 // take keeps what was seen of one configuration.
 func (r *Readiness) take(ctx context.Context, i int, targets []Target, there bool, err error) {

@@ -36,8 +36,9 @@ type SourceOptions struct {
 	Now           func() time.Time     // Nil: time.Now
 }
 
-// SecretSource keeps the last good pair of a Secret.
+// SecretSource keeps the last good pair of a Secret. A manager to which it is added starts it before its caches, on every replica.
 type SecretSource struct {
+	early
 	o       SourceOptions
 	served  atomic.Pointer[pairs]
 	changes metric.Int64Counter
@@ -108,9 +109,6 @@ func (s *SecretSource) Start(ctx context.Context) error {
 	})
 	return nil
 }
-
-// NeedLeaderElection tells a controller-runtime manager to start it in every replica.
-func (*SecretSource) NeedLeaderElection() bool { return false }
 
 // GetCertificate is for tls.Config.
 func (s *SecretSource) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {

@@ -60,7 +60,11 @@ type ClientAuthOptions struct {
 //	server := ctrlwebhook.NewServer(ctrlwebhook.Options{TLSOpts: []func(*tls.Config){auth.Ask}})
 //	server.Register("/mutate", auth.Check(handler))
 //	manager.Add(auth) // reads the file again when it changes
+//
+// A manager starts it on every replica, whether it leads or not, and before its caches, which
+// may need a webhook of this process.
 type ClientAuth struct {
+	early
 	options ClientAuthOptions
 	file    atomic.Pointer[clientCAs]
 	// accepted certificates, by the address at which a connection keeps them: a kept connection is verified once.
@@ -115,6 +119,7 @@ func NewClientAuth(o ClientAuthOptions) (*ClientAuth, error) {
 	if slices.Contains(o.Names, "") {
 		return nil, errors.New("an allowed name of client certificates is empty")
 	}
+	o.Names = slices.Clone(o.Names) // the caller's
 	a := &ClientAuth{options: o, results: map[string]*clientResult{}}
 	if _, err := a.read(); err != nil {
 		return nil, fmt.Errorf("read the CAs of client certificates: %w", err)
