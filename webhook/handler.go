@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -161,8 +160,6 @@ type call struct {
 	decoder  reviewDecoder
 	request  Request
 	response Response
-	early    result   // that came of reading the review, if one did
-	withheld withheld // of what the mutators wanted
 	patch    []byte
 	out      []byte
 }
@@ -196,12 +193,16 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c = new(call)
 	}
 	c.start, c.budget = time.Now(), timeout(r.URL)
+	spans := h.spans
+	if handOver(r.Context()) {
+		spans = http.HandlerFunc(h.serveAdmission) // within InstrumentHTTP, in its span
+	}
 	if res, ok := h.understand(w, r, c); ok {
 		// The span is of the whole call, though it is made now.
 		ctx := otelhttp.ContextWithStartTime(context.WithValue(r.Context(), callKey{}, c), c.start)
 		understood := r.WithContext(ctx)
 		understood.Body = http.NoBody // it is read
-		h.spans.ServeHTTP(w, understood)
+		spans.ServeHTTP(w, understood)
 	} else {
 		h.end(r.Context(), w, c, res)
 		// The rest of a body that is not wanted must not hold anybody up, in net/http neither.
@@ -243,13 +244,9 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 	if res, ok := h.read(w, r, c); !ok {
 		return res, false
 	}
-	c.early, c.decoder.deadline = result{}, c.deadline()
 	if err := c.decoder.decode(c.body.Bytes(), &c.request); err != nil {
-		c.early = undecodable(err, c.request.UID != "")
-		if !c.early.understood() {
-			c.request = Request{} // half a request must not look like one in log and metric
-			return c.early, false
-		}
+		c.request = Request{} // half a request must not look like one in log and metric
+		return undecodable(err), false
 	}
 	return result{}, true
 }
@@ -257,15 +254,11 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 // answer goes the way of an admission request up to its result.
 func (h *handler) answer(ctx context.Context, c *call) result {
 	c.request.SpanContext = trace.SpanContextFromContext(ctx)
-	c.response.object, c.withheld = &c.request.Object, nothingWithheld
+	c.response.object = &c.request.Object
 	if c.request.SpanContext.IsSampled() {
 		// From the audit event to the trace; the UID on the span is the way back.
 		c.response.AuditAnnotation("trace-id", c.request.SpanContext.TraceID().String())
 		c.response.AuditAnnotation("span-id", c.request.SpanContext.SpanID().String())
-	}
-
-	if c.early.err != nil {
-		return c.early
 	}
 
 	// Not cancelled with the connection or the server's context: while the server
@@ -279,10 +272,7 @@ func (h *handler) answer(ctx context.Context, c *call) result {
 	}
 	var operations int
 	c.patch, operations = appendPatch(c.patch[:0], &c.request.Object, c.response.changes)
-	switch {
-	case c.withheld != nothingWithheld:
-		return withheldFrom(c.withheld, c.patch, operations)
-	case operations == 0:
+	if operations == 0 {
 		return unchanged()
 	}
 	return patched(c.patch, operations)
@@ -331,19 +321,12 @@ func (h *handler) mutate(ctx context.Context, i int, c *call) (res result, ok bo
 			h.telemetry.panicked(ctx, &c.request, debug.Stack())
 		}
 	}()
-	if err := ctx.Err(); err != nil {
-		return mutatorFailed(step.Name, err), false
-	}
 	if selective, ok := step.Mutator.(Selective); ok && !selective.Wants(&c.request, &c.response) {
 		return result{}, true
 	}
 	ctx, span = h.telemetry.mutate(ctx, h.spanNames[i])
-	before := slices.Clone(c.response.changes)
 	if err := step.Mutator.Mutate(ctx, &c.request, &c.response); err != nil {
 		return mutatorFailed(step.Name, err), false
-	}
-	if reason := c.withhold(step, before); reason != nothingWithheld {
-		h.telemetry.withheld(span, reason)
 	}
 	return result{}, true
 }

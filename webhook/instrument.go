@@ -6,19 +6,27 @@ package webhook
 // is decided in judge, and the table is at Instrument.
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
+	"compress/flate"
+	"compress/gzip"
+	"compress/zlib"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/felixge/httpsnoop"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -84,19 +92,30 @@ type InstrumentOptions struct {
 //	failed      panic              error  the handler panicked
 //	failed      invalid_answer     error  InstrumentHTTP: no AdmissionReview came of it
 //	failed      wrong_uid          error  InstrumentHTTP: the answer to another request
+//	unknown     -                  unset  InstrumentHTTP: an answer that it cannot read
 //	unanswered  write_error        error  the caller did not take the answer
 //	refused     400 … 499, _OTHER  unset  not an admission request, says the handler
 //
 // The outcome is on the span, and with http.route on the histogram
 // tracehook.admission.duration. It panics if there is no handler, or an option has a
 // value that does not exist: mistakes of the program.
+//
+// An *admission.Webhook is copied, with the logger that admission.StandaloneWebhook gave
+// it, so set it up before. A handler that serves HTTP in a way of its own, such as a
+// struct around a webhook, is instrumented as by InstrumentHTTP. Where instrumented
+// handlers call one another, a call has one span, and the innermost says how it ended.
 func Instrument(h admission.Handler, o InstrumentOptions) http.Handler {
 	return newInstrument(o).admission(h)
 }
 
 // InstrumentHTTP is Instrument for an http.Handler that answers AdmissionReviews in
-// whatever way. Request and answer pass through it unchanged (so there are no audit
-// annotations), and are read a second time to know what they say.
+// whatever way: middleware around a webhook, http.TimeoutHandler, a mux. Request and answer
+// pass through it unchanged (so there are no audit annotations), and are read a second
+// time to know what they say. Of each it keeps at most 7 MiB. The handler's
+// http.ResponseWriter has the optional methods that the server's has.
+//
+// An answer may be encoded with gzip or deflate. Where it is encoded in another way, is
+// longer, or goes over a connection that the handler took over, the outcome is unknown.
 func InstrumentHTTP(h http.Handler, o InstrumentOptions) http.Handler {
 	if h == nil {
 		panic("webhook: InstrumentHTTP of a nil handler")
@@ -110,8 +129,14 @@ func InstrumentHTTP(h http.Handler, o InstrumentOptions) http.Handler {
 //
 //	ctrl.NewManager(config, ctrl.Options{WebhookServer: webhook.InstrumentServer(server, webhook.InstrumentOptions{})})
 //
-// Conversion webhooks, and handlers that are instrumented already, are left alone.
+// An admission webhook is an *admission.Webhook, and any other http.Handler that is an
+// admission.Handler too. All others are left alone: conversion webhooks, handlers that are
+// instrumented already, and webhooks behind middleware, whose type does not say what
+// they are. Of those, instrument what is within (Instrument) or the whole (InstrumentHTTP).
 func InstrumentServer(server ctrlwebhook.Server, o InstrumentOptions) ctrlwebhook.Server {
+	if server == nil {
+		panic("webhook: InstrumentServer of a nil server")
+	}
 	return &instrumentedServer{Server: server, in: newInstrument(o)}
 }
 
@@ -121,8 +146,8 @@ type instrumentedServer struct {
 }
 
 func (s *instrumentedServer) Register(path string, hook http.Handler) {
-	if wh, ok := hook.(*admission.Webhook); ok {
-		hook = s.in.admission(wh)
+	if h, ok := hook.(admission.Handler); ok {
+		hook = s.in.admission(h)
 	}
 	s.Server.Register(path, hook)
 }
@@ -157,40 +182,139 @@ func newInstrument(o InstrumentOptions) *instrument {
 // admission wraps the handler, inside its *admission.Webhook if it comes in one: that
 // is where a panic can still be told from an answer, and where the logger is.
 func (i *instrument) admission(h admission.Handler) http.Handler {
-	if h == nil {
+	switch h := h.(type) {
+	case nil:
 		panic("webhook: Instrument of a nil handler")
+	case *admission.Webhook:
+		if h == nil || h.Handler == nil {
+			panic("webhook: Instrument of a webhook without a handler")
+		}
+		return i.wrap(inside(h), false)
+	case http.Handler:
+		return i.wrap(h, true)
 	}
-	wh, ok := h.(*admission.Webhook)
-	if !ok {
-		return i.wrap(&admission.Webhook{Handler: &watched{h}}, false)
-	}
-	if wh.Handler == nil {
-		panic("webhook: Instrument of a webhook without a handler")
-	}
-	return i.wrap(&admission.Webhook{
-		Handler:         &watched{wh.Handler},
-		RecoverPanic:    wh.RecoverPanic,
-		WithContextFunc: wh.WithContextFunc,
-		LogConstructor:  wh.LogConstructor,
-	}, false)
+	return i.wrap(&admission.Webhook{Handler: &watched{h}}, false)
+}
+
+// inside returns a copy of the webhook whose handler is watched. By reflection, because the
+// copy must have what is not exported as well: the logger, and whether it is set up.
+func inside(wh *admission.Webhook) *admission.Webhook {
+	c := new(admission.Webhook)
+	reflect.ValueOf(c).Elem().Set(reflect.ValueOf(wh).Elem())
+	c.Handler = &watched{wh.Handler}
+	return c
 }
 
 func (i *instrument) wrap(next http.Handler, reads bool) http.Handler {
-	h, err := serverSpans(&observer{instrument: i, next: next, reads: reads}, i.options.TracerProvider, i.options.Trust)
+	o := &observer{instrument: i, next: next, reads: reads}
+	spans, err := serverSpans(o, i.options.TracerProvider, i.options.Trust)
 	if err != nil {
 		panic(fmt.Sprintf("webhook: %v", err))
 	}
-	return h
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if handOver(r.Context()) {
+			o.ServeHTTP(w, r) // in the span that is there
+			return
+		}
+		spans.ServeHTTP(w, r)
+	})
 }
 
-// observation is what is seen of one call.
+// observation is what is seen of one call. A handler may leave others behind that go on
+// reading, and http.TimeoutHandler leaves the handler itself: hence the mutex, and
+// nothing is taken any more once the call is over.
 type observation struct {
+	mu      sync.Mutex
+	over    bool
 	request Request // zero until it is known
 	verdict verdict // zero until it is known
 	// What http.Handlers read and wrote, kept where it is needed to know the above.
-	in, out    bytes.Buffer
-	status     int // 0 until it is written
+	in, out    kept
+	encodings  [2]string // of in and out
+	status     int       // 0 until it is written
+	takenOver  bool      // the connection, from net/http
 	writeError error
+	handedOver bool // to an instrumented handler within: that one records the call
+}
+
+// note changes the observation, unless the call is over.
+func (o *observation) note(change func(o *observation)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.over {
+		change(o)
+	}
+}
+
+// end: from now on nothing changes, and the fields may be read.
+func (o *observation) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over = true
+}
+
+// handOver says whether ctx is of a call that is observed, which is left to the caller then.
+func handOver(ctx context.Context) bool {
+	outer, ok := ctx.Value(observationKey{}).(*observation)
+	if ok {
+		outer.note(func(o *observation) { o.handedOver = true })
+	}
+	return ok
+}
+
+// kept is what went by, as far as it is kept.
+type kept struct {
+	bytes.Buffer
+	cut bool // there was more, and nothing of it is of use
+}
+
+// controller-runtime's own limit: two objects of 3 MiB, and what goes with them.
+const mostObserved = 7 << 20
+
+func (k *kept) add(p []byte) {
+	if k.cut = k.cut || k.Len()+len(p) > mostObserved; k.cut {
+		k.Buffer = bytes.Buffer{}
+		return
+	}
+	k.Write(p)
+}
+
+// plain returns what was kept without its encoding (RFC 9110, 8.4.1). It is not ok where that is
+// not known: it was too long, or is encoded in a way that is not understood here.
+func (k *kept) plain(encoding string) (content []byte, ok bool) {
+	content = k.Bytes()
+	if k.cut {
+		return nil, false
+	}
+	// A layer around this one may announce what it is yet to do.
+	if text := bytes.TrimLeft(content, " \t\r\n"); len(text) > 0 && text[0] == '{' {
+		return content, true
+	}
+	var from io.Reader
+	var err error
+	switch strings.ToLower(strings.TrimSpace(encoding)) {
+	case "", "identity":
+		return content, true
+	case "gzip", "x-gzip":
+		from, err = gzip.NewReader(bytes.NewReader(content))
+	case "deflate":
+		if from, err = zlib.NewReader(bytes.NewReader(content)); err != nil {
+			from, err = flate.NewReader(bytes.NewReader(content)), nil // as some send it
+		}
+	default:
+		return nil, false
+	}
+	if err != nil {
+		return nil, true // its reader cannot make anything of it either
+	}
+	content, err = io.ReadAll(io.LimitReader(from, mostObserved+1))
+	switch {
+	case len(content) > mostObserved:
+		return nil, false
+	case err != nil:
+		return nil, true
+	}
+	return content, true
 }
 
 type observationKey struct{}
@@ -211,16 +335,18 @@ func (h *watched) Handle(ctx context.Context, req admission.Request) admission.R
 	if !ok { // a WithContextFunc has thrown the request's context away
 		return h.next.Handle(ctx, req)
 	}
-	o.request = Request{
-		UID: req.UID, Kind: req.Kind, Resource: req.Resource, SubResource: req.SubResource,
-		Name: req.Name, Namespace: req.Namespace, Operation: req.Operation, DryRun: req.DryRun != nil && *req.DryRun,
-	}
+	o.note(func(o *observation) {
+		o.request = Request{
+			UID: req.UID, Kind: req.Kind, Resource: req.Resource, SubResource: req.SubResource,
+			Name: req.Name, Namespace: req.Namespace, Operation: req.Operation, DryRun: req.DryRun != nil && *req.DryRun,
+		}
+		o.verdict = panicked // unless the handler returns
+	})
 	span := trace.SpanContextFromContext(ctx)
 	if span.IsValid() {
 		ctx = log.IntoContext(ctx, log.FromContext(ctx).WithValues("trace_id", span.TraceID().String(), "span_id", span.SpanID().String()))
 	}
 
-	o.verdict = panicked // unless the next line returns
 	resp := h.next.Handle(ctx, req)
 
 	if span.IsSampled() {
@@ -229,11 +355,11 @@ func (h *watched) Handle(ctx context.Context, req admission.Request) admission.R
 	// The webhook around us is about to do this. Done here, it gives the answer as it
 	// will be sent; with the patch as bytes, it is not done twice.
 	if err := resp.Complete(req); err != nil {
-		o.verdict = verdict{} // the webhook around us comes to the same end, and answers
+		o.note(func(o *observation) { o.verdict = verdict{} }) // the webhook around us comes to the same end, and answers
 		return resp
 	}
 	resp.Patches = nil
-	o.verdict = judge(ctx, &resp.AdmissionResponse)
+	o.note(func(o *observation) { o.verdict = judge(ctx, &resp.AdmissionResponse) })
 	return resp
 }
 
@@ -308,48 +434,62 @@ func (h *observer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	budget := timeout(r.URL)
 	ctx, cancel := context.WithDeadline(r.Context(), start.Add(budget-answerMargin))
 	defer cancel()
-	o := new(observation)
-	r = r.WithContext(context.WithValue(ctx, observationKey{}, o))
+	o := &observation{encodings: [2]string{r.Header.Get("Content-Encoding")}}
+	inner := r.WithContext(context.WithValue(ctx, observationKey{}, o))
 	if h.reads && r.Body != nil && r.Body != http.NoBody {
-		r.Body = &observedBody{r.Body, o}
+		inner.Body = &observedBody{r.Body, o}
 	}
 
 	returned := false
 	defer func() {
-		if !returned {
+		// For those around: the route of a mux within, and files that net/http removes.
+		r.Pattern, r.MultipartForm = inner.Pattern, inner.MultipartForm
+		o.end()
+		switch {
+		case o.handedOver:
+			return
+		case !returned:
 			o.verdict = panicked
-		} else if o.verdict.outcome == "" {
+		case o.verdict.outcome == "":
 			h.read(ctx, o)
 		}
-		h.finish(r, o, budget, time.Since(start))
+		h.finish(inner, o, budget, time.Since(start))
 	}()
-	h.next.ServeHTTP(&observedWriter{w, o}, r)
+	h.next.ServeHTTP(o.writer(w), inner)
 	returned = true
 }
 
 // read works out from what was read and written how the call ended.
 func (h *observer) read(ctx context.Context, o *observation) {
-	if h.reads {
+	anyUID := false
+	if body, ok := o.in.plain(o.encodings[0]); ok && h.reads {
 		// That it is a v1beta1 review, or not strictly JSON, is between its sender and
 		// its reader; what is needed may be there all the same.
-		if err := new(reviewDecoder).decode(o.in.Bytes(), &o.request); errors.Is(err, ErrNoRequest) {
+		err := new(reviewDecoder).decode(body, &o.request)
+		if errors.Is(err, ErrMalformed) || errors.Is(err, ErrNoRequest) {
 			o.request = Request{}
 		}
+		anyUID = errors.Is(err, ErrUnsupportedVersion) // in v1beta1 API servers do not look at it
 	}
 	var review admissionv1.AdmissionReview
-	if json.Unmarshal(o.out.Bytes(), &review) != nil {
+	answer, known := o.out.plain(o.encodings[1])
+	if json.Unmarshal(answer, &review) != nil {
 		review.Response = nil
 	}
 	understood := o.request.UID != ""
-	o.status = cmp.Or(o.status, http.StatusOK) // nothing was written
+	known = known && !o.takenOver
+	o.status = cmp.Or(o.status, http.StatusOK)                                     // nothing was written
+	answered := o.status >= http.StatusOK && o.status <= http.StatusPartialContent // as client-go sees it
 	switch resp := review.Response; {
 	case o.status >= http.StatusInternalServerError:
 		o.verdict = verdict{outcome: "failed", errorType: codeName(o.status), says: http.StatusText(o.status)}
-	case o.status != http.StatusOK && understood:
+	case !answered && understood:
 		o.verdict = verdict{outcome: "failed", errorType: codeName(o.status), says: fmt.Sprintf("the answer has HTTP status %d", o.status)}
-	case o.status != http.StatusOK:
+	case !answered:
 		o.verdict = verdict{outcome: "refused", errorType: codeName(o.status)}
-	case resp != nil && (understood && resp.UID == o.request.UID || !understood && resp.UID != ""):
+	case !known:
+		o.verdict = verdict{outcome: "unknown"}
+	case resp != nil && (understood && (anyUID || resp.UID == o.request.UID) || !understood && resp.UID != ""):
 		o.verdict = judge(ctx, resp)
 	case resp != nil && !understood: // controller-runtime refuses so: HTTP status 200, no UID
 		o.verdict = verdict{outcome: "refused", errorType: codeName(statusCode(resp))}
@@ -422,47 +562,95 @@ func typeOf(path string) WebhookType {
 	return ""
 }
 
-// observedBody keeps what the handler reads of a request. More than a review can have
-// is not kept; then the review is not understood.
+// observedBody keeps what the handler reads of a request. Where that is too much, the
+// review is not understood.
 type observedBody struct {
 	io.ReadCloser
 	o *observation
 }
 
-// controller-runtime's own limit: two objects of 3 MiB, and what goes with them.
-const mostObserved = 7 << 20
-
 func (b *observedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.o.in.Write(p[:min(n, mostObserved-b.o.in.Len())])
+	b.o.note(func(o *observation) { o.in.add(p[:n]) })
 	return n, err
 }
 
-// observedWriter keeps what is written, unless Handle has told already.
-type observedWriter struct {
-	http.ResponseWriter
-	o *observation
+// writer keeps what is written, unless Handle has told already. It has those optional
+// methods that w has.
+func (o *observation) writer(w http.ResponseWriter) http.ResponseWriter {
+	return httpsnoop.Wrap(w, httpsnoop.Hooks{
+		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
+			return func(status int) {
+				// Informational ones go before the answer; to switch protocols is one.
+				if status >= http.StatusOK || status == http.StatusSwitchingProtocols {
+					o.begin(status, w)
+				}
+				next(status)
+			}
+		},
+		Write: func(next httpsnoop.WriteFunc) httpsnoop.WriteFunc {
+			return func(p []byte) (int, error) {
+				o.begin(http.StatusOK, w)
+				n, err := next(p)
+				o.wrote(p, err)
+				return n, err
+			}
+		},
+		ReadFrom: func(next httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc {
+			return func(src io.Reader) (int64, error) {
+				o.begin(http.StatusOK, w)
+				from := &observedSource{Reader: src, o: o}
+				n, err := next(from)
+				if from.err == nil {
+					o.wrote(nil, err)
+				}
+				return n, err
+			}
+		},
+		Hijack: func(next httpsnoop.HijackFunc) httpsnoop.HijackFunc {
+			return func() (net.Conn, *bufio.ReadWriter, error) {
+				conn, buffer, err := next()
+				if err == nil {
+					o.note(func(o *observation) { o.takenOver = true })
+				}
+				return conn, buffer, err
+			}
+		},
+	})
 }
 
-func (w *observedWriter) WriteHeader(status int) {
-	// The first one counts, unless it is informational.
-	if w.o.status == 0 && status >= http.StatusOK {
-		w.o.status = status
-	}
-	w.ResponseWriter.WriteHeader(status)
+// begin of an answer: the first status counts, and the headers as they are then.
+func (o *observation) begin(status int, w http.ResponseWriter) {
+	o.note(func(o *observation) {
+		if o.status == 0 {
+			o.status, o.encodings[1] = status, w.Header().Get("Content-Encoding")
+		}
+	})
 }
 
-func (w *observedWriter) Write(p []byte) (int, error) {
-	w.o.status = cmp.Or(w.o.status, http.StatusOK)
-	n, err := w.ResponseWriter.Write(p)
-	if err != nil {
-		w.o.writeError = err
-	}
-	if w.o.verdict.outcome == "" {
-		w.o.out.Write(p)
+func (o *observation) wrote(p []byte, err error) {
+	o.note(func(o *observation) {
+		if err != nil {
+			o.writeError = err
+		}
+		if o.verdict.outcome == "" {
+			o.out.add(p)
+		}
+	})
+}
+
+// observedSource is what a handler gives the server to write.
+type observedSource struct {
+	io.Reader
+	o   *observation
+	err error
+}
+
+func (s *observedSource) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	s.o.wrote(p[:n], nil)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
 	}
 	return n, err
 }
-
-// Unwrap is for http.ResponseController.
-func (w *observedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -468,6 +468,9 @@ func TestWhatIsNoCallOrNoAnswerIsNotTakenForOne(t *testing.T) {
 		"a review without response":         {rawly(200, `{"kind":"AdmissionReview"}`), review("v1"), "CREATE", "failed", "invalid_answer", codes.Error},
 		"no answer at all":                  {rawly(200, ""), review("v1"), "CREATE", "failed", "invalid_answer", codes.Error},
 		"the answer to another request":     {rawly(200, answer("u", `,"allowed":true`)), review("v1"), "CREATE", "failed", "wrong_uid", codes.Error},
+		"an old answer has no UID":          {rawly(200, answer("", `,"allowed":true`)), review("v1beta1"), "CREATE", "unchanged", "", codes.Unset},
+		"a status that client-go takes":     {rawly(201, answer(reviewUID, `,"allowed":true`)), review("v1"), "CREATE", "unchanged", "", codes.Unset},
+		"a status without a body":           {rawly(204, ""), review("v1"), "CREATE", "failed", "invalid_answer", codes.Error},
 		"a denial without status":           {rawly(200, answer(reviewUID, ``)), review("v1"), "CREATE", "denied", "", codes.Unset},
 		"a patch that is none":              {rawly(200, answer(reviewUID, `,"allowed":true,"patch":"e30="`)), review("v1"), "CREATE", "unchanged", "", codes.Unset},
 	} {
@@ -709,20 +712,6 @@ func TestAServerInstrumentsTheAdmissionWebhooksThatAreRegisteredWithIt(t *testin
 	}
 }
 
-// Instrument makes a webhook anew from the fields of the one it gets. Should
-// controller-runtime add one, Instrument must take it over.
-func TestEveryFieldOfAWebhookIsKnown(t *testing.T) {
-	var exported []string
-	for field := range reflect.TypeFor[admission.Webhook]().Fields() {
-		if field.IsExported() {
-			exported = append(exported, field.Name)
-		}
-	}
-	if want := []string{"Handler", "RecoverPanic", "WithContextFunc", "LogConstructor"}; !slices.Equal(exported, want) {
-		t.Errorf("admission.Webhook has the fields %v, Instrument takes over %v", exported, want)
-	}
-}
-
 // outOfInstruments makes meters that make no histogram.
 type outOfInstruments struct{ noop.MeterProvider }
 
@@ -770,6 +759,8 @@ func TestMistakesOfTheProgramPanicAtOnce(t *testing.T) {
 		"no known trust":   func() { webhook.Instrument(h, webhook.InstrumentOptions{Trust: "everybody"}) },
 		"no known type":    func() { webhook.Instrument(h, webhook.InstrumentOptions{Type: "Mutating"}) },
 		"an empty webhook": func() { webhook.Instrument(&admission.Webhook{}, webhook.InstrumentOptions{}) },
+		"a nil webhook":    func() { webhook.Instrument((*admission.Webhook)(nil), webhook.InstrumentOptions{}) },
+		"no server":        func() { webhook.InstrumentServer(nil, webhook.InstrumentOptions{}) },
 	} {
 		func() {
 			defer func() {

@@ -185,7 +185,7 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 	owner, owned := req.Object.ControllerOwner()
 	f := facts{
 		operation: req.Operation,
-		excluded:  req.SubResource != "" || req.Object.Raw == nil || !persisted(req),
+		excluded:  req.SubResource != "" || req.Object.Raw == nil,
 		owned:     owned,
 		present:   present,
 		valid:     storedSpan.IsValid(),
