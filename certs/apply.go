@@ -123,7 +123,7 @@ func (a Action) issueLeaf(s State, now time.Time, with issuing) (State, error) {
 // begun: nobody needs to begin the request again.
 func (s State) begun() State {
 	if s.requested() {
-		s.Handled, s.Request = s.Request.Time, RotationRequest{}
+		s.Handled, s.HandledIDs, s.Request = s.Request.Time, s.Request.ids(), RotationRequest{}
 	}
 	return s
 }

@@ -31,6 +31,14 @@ const (
 	InvalidURL        Code = "invalid-url"
 	Unreachable       Code = "unreachable"
 	HandshakeFailed   Code = "handshake-failed"
+	// SlowHandshake: it takes longer than the API server gives the call.
+	SlowHandshake Code = "slow-handshake"
+	// ClientCertificate: the server demands one.
+	ClientCertificate Code = "client-certificate"
+	// OutOfReach: it cannot be looked at from where the audit runs.
+	OutOfReach Code = "out-of-reach"
+	// ProofLeft: an object that was made for a proof of tracehook's, by a process that was killed.
+	ProofLeft Code = "proof-left-behind"
 )
 
 const (
@@ -47,9 +55,12 @@ type AuditOptions struct {
 	Now time.Time
 	// SystemRoots stand for those of the API server, for an empty caBundle. Nil: none.
 	SystemRoots *x509.CertPool
-	// Dial makes connections. Nil: a net.Dialer.
+	// OnAPIServer: this runs in the network of the API server. A loopback address in a URL is the API server's, and a name is what
+	// the API server resolves it to; so elsewhere such an address is not dialled, and a name that cannot be resolved says nothing.
+	OnAPIServer bool
+	// Dial makes connections. Nil: a net.Dialer. Names that lead to a loopback address are found out only with that one.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// DialTimeout is for one endpoint, connection and handshake. Zero: 5 s.
+	// DialTimeout is for one endpoint, connection and handshake. Zero: 10 s.
 	DialTimeout time.Duration
 	// Parallel is how many things are asked for or dialled at a time. Zero: 32.
 	Parallel int
@@ -60,13 +71,17 @@ type AuditOptions struct {
 // Where says which thing to change about a finding of this target.
 func (t Target) Where(code Code) string {
 	place := t.URL
-	if t.service != "" {
+	if t.Service != "" {
 		place = "Service " + t.Service
 	}
 	served := "the certificate that " + place + " serves"
 	switch code {
-	case Unreachable, HandshakeFailed:
+	case Unreachable, HandshakeFailed, ClientCertificate, SlowHandshake:
 		return "what listens behind " + place
+	case OutOfReach:
+		return "nothing"
+	case ProofLeft:
+		return t.Kind + "/" + t.Name
 	case BundleEmpty, BundleNotPEM, BundleUnreadable, BundleExpired, Untrusted, IssuerExpired:
 		return fmt.Sprintf("%s of %s/%s", t.Field, t.Kind, t.Name)
 	case VerificationOff:
@@ -126,9 +141,6 @@ type EndpointReport struct {
 // Audit looks at everything. When ctx ends it returns what it has until then, and says so in
 // the report.
 func Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
-	if o.Dial == nil {
-		o.Dial = (&net.Dialer{}).DialContext
-	}
 	if o.DialTimeout == 0 {
 		o.DialTimeout = defaultDialTimeout
 	}
@@ -145,8 +157,18 @@ func Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
 		return report, fmt.Errorf("audit certificates: %w", errors.Join(errs...))
 	}
 
+	var left []LeftProof
+	var looking sync.WaitGroup
+	looking.Go(func() { left, _ = FindLeftProofs(ctx, o.Clients, o.Dynamic) }) // what cannot be listed is said already
 	routes := resolve(ctx, o, targets)
 	served := dialAll(ctx, o, targets, routes)
+	looking.Wait()
+	for _, l := range left {
+		t := l.report()
+		report.Worst = max(report.Worst, t.Worst)
+		t.sayWhere()
+		report.Targets = append(report.Targets, t)
+	}
 	late := 0
 	for i, target := range targets {
 		t, missed := judge(o, target, routes[i], served)
@@ -190,7 +212,8 @@ func resolve(ctx context.Context, o AuditOptions, targets []Target) []route {
 		case t.service != "":
 			routes[i] = *known[reference{t.namespace, t.service, t.port}]
 		case t.dial != "":
-			routes[i] = route{endpoints: []endpoint{{address: t.dial}}}
+			host, _, _ := net.SplitHostPort(t.dial)
+			routes[i] = route{endpoints: []endpoint{{address: t.dial, elsewhere: !o.OnAPIServer && ownAddress(host)}}}
 		default:
 			routes[i] = route{findings: []Finding{{Code: InvalidURL, Severity: Error, Breaks: true,
 				Message: fmt.Sprintf("%s is no https:// URL with a host", quote(t.URL)),
@@ -206,16 +229,40 @@ type served struct {
 	chain []*x509.Certificate
 	err   error
 	late  bool
+	took  time.Duration
+	// byHTTP2 is what came of another one, for APIServices, where the server speaks nothing else.
+	byHTTP2 *served
+}
+
+// to is what concerns a target.
+func (s *served) to(t Target) *served {
+	if t.Trust.APIService && s.byHTTP2 != nil {
+		return s.byHTTP2
+	}
+	return s
+}
+
+// doorTo is where a target's endpoint is.
+func doorTo(o AuditOptions, t Target, e endpoint) door {
+	host, _, _ := net.SplitHostPort(e.address)
+	return door{e.address, t.ServerName, t.URL != "" && !o.OnAPIServer && net.ParseIP(host) == nil}
 }
 
 func dialAll(ctx context.Context, o AuditOptions, targets []Target, routes []route) map[door]*served {
-	all := map[door]*served{}
+	all, aggregated := map[door]*served{}, map[door]bool{}
 	var order []door
 	for i, t := range targets {
 		for _, e := range routes[i].endpoints {
-			d := door{e.address, t.ServerName}
-			if all[d] == nil {
-				all[d], order = &served{}, append(order, d)
+			d := doorTo(o, t, e)
+			aggregated[d] = aggregated[d] || t.Trust.APIService
+			if all[d] != nil {
+				continue
+			}
+			all[d] = &served{}
+			if e.elsewhere {
+				all[d].err = errElsewhere
+			} else {
+				order = append(order, d)
 			}
 		}
 	}
@@ -227,7 +274,13 @@ func dialAll(ctx context.Context, o AuditOptions, targets []Target, routes []rou
 		found := all[d]
 		group.Go(func() error {
 			if found.late = ctx.Err() != nil; !found.late {
-				found.chain, found.err = handshake(ctx, o.Dial, o.DialTimeout, d)
+				begin := time.Now()
+				found.chain, found.err = handshake(ctx, o.Dial, o.DialTimeout, d, http1)
+				found.took = time.Since(begin)
+				if aggregated[d] && otherProtocol(found.err) {
+					found.byHTTP2 = &served{}
+					found.byHTTP2.chain, found.byHTTP2.err = handshake(ctx, o.Dial, o.DialTimeout, d, http2)
+				}
 				found.late = found.err != nil && len(found.chain) == 0 && ctx.Err() != nil
 			}
 			if o.Progress != nil {
@@ -258,7 +311,7 @@ func judge(o AuditOptions, target Target, r route, all map[door]*served) (t Targ
 		t.Findings = slices.Concat(t.Findings, v.findings)
 	}
 	for _, e := range r.endpoints {
-		found := all[door{e.address, target.ServerName}]
+		found := all[doorTo(o, target, e)].to(target)
 		if found.late {
 			late++
 		}
@@ -306,30 +359,85 @@ func judgeEndpoint(o AuditOptions, target Target, r route, e endpoint, found *se
 		v.bundle()
 		report.Findings = v.findings
 	}
-	switch {
+	report.Findings = append(report.Findings, wayFindings(o, target, e, found)...)
+	switch worst := slices.IndexFunc(report.Findings, func(f Finding) bool { return f.Code == OutOfReach || f.Code == ClientCertificate && !f.Breaks }); {
 	case found.late:
-		report.Findings = append(report.Findings, Finding{Code: Unreachable, Severity: Warning,
-			Message: "not looked at: the time was over",
-			Means:   "whether calls work is unknown", Remedy: "give the audit more time"})
-	case errors.Is(found.err, errDial) && e.notReady:
-		report.Findings = append(report.Findings, Finding{Code: Unreachable, Severity: Info,
-			Message: quoteError(found.err),
-			Means:   "nothing yet: the endpoint is not ready, and nobody calls it", Remedy: "look at its pod if it stays so"})
-	case errors.Is(found.err, errDial):
-		report.Findings = append(report.Findings, Finding{Code: Unreachable, Severity: Error, Breaks: true,
-			Message: quoteError(found.err),
-			Means:   "calls that come here fail, unless the API server has a way there that the audit has not",
-			Remedy:  "see that somebody listens there; run the audit inside the cluster to have the way that API servers have"})
-	case found.err != nil:
-		report.Findings = append(report.Findings, Finding{Code: HandshakeFailed, Severity: Error, Breaks: true,
-			Message: "no TLS connection came about: " + quoteError(found.err),
-			Means:   "calls fail, unless the server asks for a client certificate that the API server has",
-			Remedy:  "see that what listens there speaks TLS, and with which versions"})
-	}
-	if !found.late {
+	case worst < 0 || !Predict(report.Findings).Works: // what is out of reach may be broken for another reason
 		report.Call = new(Predict(slices.Concat(r.findings, report.Findings)))
 	}
 	return report
+}
+
+// wayFindings are about how the handshake went.
+func wayFindings(o AuditOptions, target Target, e endpoint, found *served) []Finding {
+	var dns *net.DNSError
+	switch {
+	case found.late:
+		return []Finding{{Code: Unreachable, Severity: Warning,
+			Message: "not looked at: the time was over",
+			Means:   "whether calls work is unknown", Remedy: "give the audit more time"}}
+	case errors.Is(found.err, errElsewhere):
+		return []Finding{{Code: OutOfReach, Severity: Info,
+			Message: fmt.Sprintf("cannot be looked at from here: %s leads to an address of the API server's own machine", printableHost(e.address)),
+			Means:   "whether calls work is unknown; nothing was dialled",
+			Remedy:  "none is needed; to look at it run the audit in the network of the API server, with --on-api-server"}}
+	case errors.As(found.err, &dns) && !o.OnAPIServer:
+		return []Finding{{Code: OutOfReach, Severity: Info,
+			Message: fmt.Sprintf("cannot be looked at from here: %s cannot be resolved here (%s)", printableHost(dns.Name), quoteError(dns)),
+			Means:   "whether calls work is unknown: the API server resolves names itself, or its egress proxy does",
+			Remedy:  "none if the API server knows the name; to look at it run the audit in the network of the API server, with --on-api-server"}}
+	case errors.Is(found.err, errDial) && e.notReady:
+		return []Finding{{Code: Unreachable, Severity: Info,
+			Message: quoteError(found.err),
+			Means:   "nothing yet: the endpoint is not ready, and nobody calls it", Remedy: "look at its pod if it stays so"}}
+	case errors.Is(found.err, errDial):
+		return []Finding{{Code: Unreachable, Severity: Error, Breaks: true,
+			Message: quoteError(found.err),
+			Means:   "calls that come here fail, unless the API server has a way there that the audit has not",
+			Remedy:  "see that somebody listens there; run the audit inside the cluster to have the way that API servers have"}}
+	case errors.Is(found.err, errClientCertificate) && target.Trust.APIService:
+		return []Finding{{Code: ClientCertificate, Severity: Info,
+			Message: quoteError(found.err),
+			Means:   "whether calls work is unknown: an API server shows its --proxy-client-cert-file, and the audit has none",
+			Remedy:  "none if the APIService is available"}}
+	case errors.Is(found.err, errClientCertificate):
+		return []Finding{{Code: ClientCertificate, Severity: Error, Breaks: true,
+			Message: quoteError(found.err),
+			Means:   "every call fails, unless the API server has a client certificate for this host",
+			Remedy:  "name one for this host in the file that --admission-control-config-file leads to (kubeConfigFile of the plugin), or have the server ask for a certificate without demanding it"}}
+	case found.err != nil:
+		return []Finding{{Code: HandshakeFailed, Severity: Error, Breaks: true,
+			Message: "no TLS connection came about: " + quoteError(found.err),
+			Means:   "calls fail",
+			Remedy:  "see that what listens there speaks TLS, and with which versions"}}
+	case target.timeout > 0 && found.took-afterHandshake > target.timeout:
+		return []Finding{{Code: SlowHandshake, Severity: Error, Breaks: true,
+			Message: fmt.Sprintf("the handshake takes %s, and a call has %s (timeoutSeconds)", found.took.Round(100*time.Millisecond), target.timeout),
+			Means:   "a call fails whenever it needs a new connection",
+			Remedy:  "find out what holds the server up; or raise timeoutSeconds, with which every request waits longer"}}
+	}
+	return nil
+}
+
+// report is a target with nothing but that it was left.
+func (l LeftProof) report() TargetReport {
+	f := Finding{Code: ProofLeft, Severity: Warning,
+		Message: fmt.Sprintf("it was made for a proof of `tracehook certs` at %s, by a process that is gone", stamp(l.Made)),
+		Means:   "nothing but probes of tracehook's ever meets it",
+		Remedy:  fmt.Sprintf("kubectl delete %s %s; the next `tracehook certs migrate --apply` removes it, too", strings.ToLower(l.Kind), l.Name)}
+	if !l.Certain {
+		f.Message = fmt.Sprintf("it was made for a proof of `tracehook certs` at %s; whether that is still under way was not known when the time was over", stamp(l.Made))
+	}
+	if l.Kind == KindAPIService {
+		f.Severity, f.Means = Error, "discovery lists a group that nobody answers for, so no namespace can be deleted"
+	}
+	return TargetReport{Target: Target{Kind: l.Kind, Name: l.Name}, Worst: f.Severity, Findings: []Finding{f}}
+}
+
+// printableHost keeps control characters of strangers away from terminals.
+func printableHost(s string) string {
+	quoted := quote(s)
+	return quoted[1 : len(quoted)-1]
 }
 
 func withSystemRoots(t Trust, roots *x509.CertPool) Trust {

@@ -141,7 +141,7 @@ func TestTheAuditDialsWhatTheAPIServerDials(t *testing.T) {
 		webhook("c-no-endpoints", toService("empty", 443, []byte("not PEM"))),
 		webhook("d-headless", toService("headless", 443, good)),
 		webhook("e-url", admissionv1.WebhookClientConfig{URL: new("https://hook.team-a.svc/validate"), CABundle: good}),
-		webhook("f-address", admissionv1.WebhookClientConfig{URL: new("https://[::1]:8443/"), CABundle: good}),
+		webhook("f-address", admissionv1.WebhookClientConfig{URL: new("https://192.0.2.1:8443/"), CABundle: good}),
 		webhook("g-nobody", admissionv1.WebhookClientConfig{URL: new("https://hook.team-a.svc:1"), CABundle: good}),
 		webhook("h-no-url", admissionv1.WebhookClientConfig{URL: new("http://plain.example.org")}),
 	)
@@ -179,8 +179,8 @@ func TestTheAuditDialsWhatTheAPIServerDials(t *testing.T) {
 		`error ValidatingWebhookConfiguration/d-headless d-headless.example.org as "headless.team-a.svc", webhooks[0].clientConfig.caBundle: team-a/headless:443 [service-unroutable no-endpoints]`,
 		`healthy ValidatingWebhookConfiguration/e-url e-url.example.org as "hook.team-a.svc", webhooks[0].clientConfig.caBundle: https://hook.team-a.svc/validate []`,
 		`  hook.team-a.svc:443 ready=true works=true []`,
-		`error ValidatingWebhookConfiguration/f-address f-address.example.org as "::1", webhooks[0].clientConfig.caBundle: https://[::1]:8443/ []`,
-		`  [::1]:8443 ready=true works=false [san-kind-mismatch]`,
+		`error ValidatingWebhookConfiguration/f-address f-address.example.org as "192.0.2.1", webhooks[0].clientConfig.caBundle: https://192.0.2.1:8443/ []`,
+		`  192.0.2.1:8443 ready=true works=false [san-kind-mismatch]`,
 		`error ValidatingWebhookConfiguration/g-nobody g-nobody.example.org as "hook.team-a.svc", webhooks[0].clientConfig.caBundle: https://hook.team-a.svc:1 []`,
 		`  hook.team-a.svc:1 ready=true works=false [unreachable]`,
 		`error ValidatingWebhookConfiguration/h-no-url h-no-url.example.org as "", webhooks[0].clientConfig.caBundle: http://plain.example.org [invalid-url bundle-empty]`,
@@ -337,7 +337,7 @@ func TestAServerThatDoesNotSpeakTLSIsNamed(t *testing.T) {
 		}
 	}()
 	clients := fake.NewClientset(webhook("plain", admissionv1.WebhookClientConfig{URL: new("https://" + listener.Addr().String())}))
-	report, err := certs.Audit(t.Context(), certs.AuditOptions{Clients: clients, Dynamic: objectsOf(), Now: now, DialTimeout: time.Second})
+	report, err := certs.Audit(t.Context(), certs.AuditOptions{Clients: clients, Dynamic: objectsOf(), Now: now, DialTimeout: time.Second, OnAPIServer: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -46,6 +47,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
@@ -58,9 +60,9 @@ const (
 	barrierVersion = "v1"
 	nowhere        = "tracehook-barrier-leads-nowhere" // a Service that does not exist
 
-	// left: a barrier this old is nobody's any more.
-	left          = 10 * time.Minute
-	removeTimeout = 10 * time.Second
+	// After ctx has ended, a write that is under way has writeTimeout, and the removal removeTimeout.
+	writeTimeout, removeTimeout = 5 * time.Second, 10 * time.Second
+	removeAgain                 = 200 * time.Millisecond
 
 	// nudgeAfter so many rounds a webhook that has not arrived is changed again.
 	nudgeAfter = 10
@@ -78,7 +80,10 @@ type BarrierOptions struct {
 	// Kind of what was published: KindMutating, KindValidating, KindCRD or KindAPIService.
 	Kind string
 	// Namespace of the probes, which are never stored; it has to exist. Empty: "default".
-	Namespace     string
+	Namespace string
+	// Holder tells others that this process lives, so that they do not take for left what it makes. Zero: they see it by the
+	// changes of the object alone.
+	Holder        Holder
 	Retry         time.Duration        // Zero: 200 ms
 	Logger        *slog.Logger         // Nil: silence
 	MeterProvider metric.MeterProvider // Nil: none
@@ -91,6 +96,9 @@ type Barrier struct {
 	o       BarrierOptions
 	objects dynamic.NamespaceableResourceInterface
 	asking
+
+	mu   sync.Mutex
+	made []string // and not removed yet
 }
 
 // NewBarrier checks the options.
@@ -109,15 +117,25 @@ func NewBarrier(o BarrierOptions) (*Barrier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a barrier: %w", err)
 	}
-	return &Barrier{o, client.Resource(resource), a}, nil
+	return &Barrier{o: o, objects: client.Resource(resource), asking: a}, nil
 }
 
-// Prove implements Prover. What it made is removed before it returns, also when ctx has ended.
+// Left is what it has made and not removed yet: for somebody who does not wait for Prove to return.
+func (b *Barrier) Left() (refs []Ref) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range b.made {
+		refs = append(refs, Ref{Kind: b.o.Kind, Name: name})
+	}
+	return refs
+}
+
+// Prove implements Prover. What it made is removed before it returns, also when ctx has ended: that may take 15 s more. If the
+// process is killed, it is left: see RemoveLeftProofs.
 func (b *Barrier) Prove(ctx context.Context, claim Claim) (_ Proof, err error) {
 	if len(validation.IsDNS1123Label(claim.Generation)) > 0 {
 		return Proof{}, fmt.Errorf("prove what was published: generation %q is no DNS label", claim.Generation)
 	}
-	b.removeOld(ctx)
 	name := "0-tracehook-barrier-" + claim.Generation // sorts early: API servers call mutating webhooks in that order
 	switch b.o.Kind {
 	case KindAPIService:
@@ -125,18 +143,34 @@ func (b *Barrier) Prove(ctx context.Context, claim Claim) (_ Proof, err error) {
 	case KindCRD:
 		name = pluralOf(claim.Generation) + "." + barrierKey
 	}
+	written, unsure := false, false // whether it was made; whether the last write came about is not known
 	defer func() {
-		if removed := b.remove(ctx, name); removed != nil {
-			err = errors.Join(err, fmt.Errorf("remove %s %s, which is not needed any more: %w", b.o.Kind, name, removed))
+		if !written && !unsure {
+			return
+		}
+		if removed := b.remove(ctx, name, unsure); removed != nil {
+			err = errors.Join(err, fmt.Errorf("remove %s %s, which was made for the proof: %w", b.o.Kind, name, removed))
 		}
 	}()
+	write := func(ctx context.Context, object *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		b.makes(name)
+		ctx, cancel := outlasting(ctx, writeTimeout)
+		defer cancel()
+		made, err := b.objects.Apply(ctx, name, object, metav1.ApplyOptions{FieldManager: "tracehook-barrier", Force: true})
+		written = written || err == nil
+		unsure = err != nil && apierrors.ReasonForError(err) == metav1.StatusReasonUnknown && !utilnet.IsConnectionRefused(err)
+		return made, err
+	}
 	raised, uid := 0, types.UID("")
 	raise := func(forms int) func(context.Context) error {
 		return func(ctx context.Context) error {
 			for ; raised < forms; raised++ {
 				object := b.object(name, claim.Generation, raised)
 				object.SetUID(uid) // if somebody removes it, it must not be made anew unnoticed
-				written, err := b.objects.Apply(ctx, name, object, metav1.ApplyOptions{FieldManager: "tracehook-barrier", Force: true})
+				written, err := write(ctx, object)
 				if err != nil {
 					return fmt.Errorf("write %s %s: %w", b.o.Kind, name, err)
 				}
@@ -152,8 +186,10 @@ func (b *Barrier) Prove(ctx context.Context, claim Claim) (_ Proof, err error) {
 		}
 		object := b.object(name, claim.Generation, 1)
 		object.SetUID(uid)
-		object.SetAnnotations(map[string]string{barrierKey: fmt.Sprintf("nudge-%d", round/nudgeAfter)})
-		if _, err := b.objects.Apply(ctx, name, object, metav1.ApplyOptions{FieldManager: "tracehook-barrier", Force: true}); err != nil {
+		annotations := object.GetAnnotations()
+		annotations[barrierKey] = fmt.Sprintf("nudge-%d", round/nudgeAfter)
+		object.SetAnnotations(annotations)
+		if _, err := write(ctx, object); err != nil {
 			return fmt.Errorf("write %s %s again: %w", b.o.Kind, name, err)
 		}
 		return nil
@@ -207,7 +243,7 @@ func (b *Barrier) object(name, generation string, form int) *unstructured.Unstru
 	resource := resources[b.o.Kind]
 	object := map[string]any{
 		"apiVersion": resource.GroupVersion().String(), "kind": b.o.Kind,
-		"metadata": map[string]any{"name": name, "labels": map[string]any{barrierKey: generation}},
+		"metadata": map[string]any{"name": name, "labels": map[string]any{barrierKey: generation}, "annotations": map[string]any{holderKey: b.o.Holder.String()}},
 	}
 	if b.o.Kind == KindCRD {
 		plural := pluralOf(generation)
@@ -310,26 +346,35 @@ func (b *Barrier) served(ctx context.Context, server apiServer, generation strin
 	return nil
 }
 
-// remove removes a barrier; one that is not there is removed.
-func (b *Barrier) remove(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
-	defer cancel()
-	if err := b.objects.Delete(ctx, name, metav1.DeleteOptions{}); !apierrors.IsNotFound(err) {
-		return err
+func (b *Barrier) makes(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !slices.Contains(b.made, name) {
+		b.made = append(b.made, name)
 	}
-	return nil
 }
 
-// removeOld removes what was left by a process that was killed. It is not worth an error: nothing but probes
-// like its own ever meets it.
-func (b *Barrier) removeOld(ctx context.Context) {
-	found, err := b.objects.List(ctx, metav1.ListOptions{LabelSelector: barrierKey})
-	if err != nil {
-		return
-	}
-	for _, object := range found.Items {
-		if b.now().Sub(object.GetCreationTimestamp().Time) > left {
-			_ = b.remove(ctx, object.GetName())
+// remove removes a barrier, and tries for a while; one that is not there is removed. Unsure: it may come yet.
+func (b *Barrier) remove(ctx context.Context, name string, unsure bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	for {
+		err := b.objects.Delete(ctx, name, metav1.DeleteOptions{})
+		if err == nil || apierrors.IsNotFound(err) && !unsure {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.made = slices.DeleteFunc(b.made, func(made string) bool { return made == name })
+			return nil
+		}
+		absent := apierrors.IsNotFound(err)
+		switch {
+		case apierrors.IsForbidden(err):
+			return err
+		case sleep(ctx, removeAgain) == nil:
+		case absent: // it has not come
+			return nil
+		default:
+			return err
 		}
 	}
 }

@@ -61,6 +61,15 @@
 // At no time is a leaf in service that a bundle which an API server may still hold does not trust: not even without
 // the cross-signed certificates, which are there for what others do meanwhile.
 //
+// A rotation that somebody asks for is told by a random ID ([RotationRequest]), as two operators' clocks differ. A request that comes while
+// another waits takes that one in.
+//
+// # What a proof makes
+//
+// A [Barrier] makes an object for a moment and removes it, also when its context ends. What a process that was killed has left is
+// found by a label, whatever its age ([FindLeftProofs], [RemoveLeftProofs]). A maker that lives renews a Lease ([Holder]). Whoever looks
+// waits and sees whether anything moves, and compares no clock.
+//
 // # In a manager of controller-runtime
 //
 // A [SecretSource], a [Readiness] and an [Authority] are added to it, by Add. All three run on every replica, whether

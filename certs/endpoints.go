@@ -33,16 +33,12 @@ type ServiceEndpoints struct {
 	Port               int32 // of the Service. Zero: 443
 	// Dial makes connections. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// DialTimeout is for one endpoint, connection and handshake. Zero: 5 s.
+	// DialTimeout is for one endpoint, connection and handshake. Zero: 10 s.
 	DialTimeout time.Duration
 }
 
 // Serve implements EndpointChecker. It looks once. A Service without any endpoint is an error: nobody could be asked.
 func (s ServiceEndpoints) Serve(ctx context.Context, leaf *x509.Certificate) (Certainty, error) {
-	dial := s.Dial
-	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
-	}
 	way := resolveService(ctx, s.Clients, s.Namespace, s.Service, cmp.Or(s.Port, defaultPort))
 	var errs []error
 	for _, f := range way.findings {
@@ -58,7 +54,7 @@ func (s ServiceEndpoints) Serve(ctx context.Context, leaf *x509.Certificate) (Ce
 	for i := range failures {
 		group.Go(func() error {
 			e := way.endpoints[i/times]
-			chain, err := handshake(ctx, dial, cmp.Or(s.DialTimeout, defaultDialTimeout), door{e.address, ServerName(s.Namespace, s.Service)})
+			chain, err := handshake(ctx, s.Dial, cmp.Or(s.DialTimeout, defaultDialTimeout), door{address: e.address, serverName: ServerName(s.Namespace, s.Service)}, http1)
 			switch {
 			case len(chain) > 0 && chain[0].Equal(leaf):
 			case len(chain) > 0:

@@ -185,7 +185,7 @@ func checkedAt(code Code) int {
 		return 6
 	case ExtendedKeyUsage:
 		return 7
-	case HandshakeFailed:
+	case HandshakeFailed, ClientCertificate, SlowHandshake:
 		return 8
 	default:
 		return 0

@@ -20,9 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/dynamic/dynamicinformer"
-	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
@@ -57,12 +55,26 @@ func (a *Authority) lead(ctx context.Context, term *lease) {
 	ctx, stop := context.WithCancel(ctx)
 	changed, wait := a.watch(klog.NewContext(ctx, logr.FromSlogHandler(a.o.Logger.Handler())))
 	defer wait()
+	var sweep sync.WaitGroup
+	defer sweep.Wait()
 	defer stop() // and then wait
+	sweep.Go(func() { a.sweep(ctx) })
 	l := &leader{Authority: a, term: term, changed: changed, steps: rate.NewLimiter(stepsPerSecond, stepBurst)}
 	for ctx.Err() == nil && term.held() {
 		l.turn(ctx)
 	}
 	a.o.Logger.InfoContext(ctx, "leading the certificate authority no longer", "identity", a.o.Identity)
+}
+
+// sweep removes what killed processes have left of proofs, as far as this one may.
+func (a *Authority) sweep(ctx context.Context) {
+	if a.o.Dynamic == nil {
+		return
+	}
+	removed, _ := RemoveLeftProofs(ctx, a.o.Clients, a.o.Dynamic) // few may list all kinds
+	for _, l := range removed {
+		a.o.Logger.WarnContext(ctx, "removed what a process that was killed had left of a proof", "object", l.Ref.String(), "made", l.Made)
+	}
 }
 
 // turn observes, decides, and acts or waits.
@@ -420,17 +432,14 @@ func (a *Authority) watch(ctx context.Context) (changed <-chan struct{}, wait fu
 		_, _ = informer.AddEventHandler(handler) // fails only for an informer that was stopped
 		running.Go(func() { informer.RunWithContext(ctx) })
 	}
-	named := func(name string) func(*metav1.ListOptions) {
-		return func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
-		}
-	}
+	secrets := a.o.Clients.CoreV1().Secrets(a.o.Namespace)
 	for _, name := range []string{a.o.CASecret, a.o.ServingSecret} {
-		run(coreinformers.NewFilteredSecretInformer(a.o.Clients, a.o.Namespace, 0, cache.Indexers{}, named(name)))
+		run(cache.NewSharedIndexInformer(namedListWatch(name, secrets, a.o.Clients), &corev1.Secret{}, 0, cache.Indexers{}))
 	}
 	if a.o.Dynamic != nil {
 		for _, ref := range a.o.Targets {
-			run(dynamicinformer.NewFilteredDynamicInformer(a.o.Dynamic, resources[ref.Kind], "", 0, cache.Indexers{}, named(ref.Name)).Informer())
+			lw := namedListWatch(ref.Name, a.o.Dynamic.Resource(resources[ref.Kind]), a.o.Dynamic)
+			run(cache.NewSharedIndexInformer(lw, &unstructured.Unstructured{}, 0, cache.Indexers{}))
 		}
 	}
 	return signal, running.Wait

@@ -5,11 +5,13 @@ package certs
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/dynamic"
@@ -35,21 +37,29 @@ type MigrateOptions struct {
 	APIServers    []string
 	ClusterDomain string        // Empty: DefaultClusterDomain
 	Lifetime      time.Duration // of the new CA and certificate. Zero: DefaultMigrateLifetime
+	// Identity names this process in its Lease. One that is made of it and of random bits is used. Empty: of these alone.
+	Identity string
 	// Wait is how long one step may take: for API servers to load a bundle, for a server to read its Secret. Zero: 10 min.
 	Wait time.Duration
-	// Poll is the time between two looks. Zero: 1 s.
+	// Poll is the time between the first two looks at what a step waits for; it grows to ten times that. Zero: 1 s.
 	Poll        time.Duration
 	DialTimeout time.Duration // Zero: 5 s
 	SystemRoots *x509.CertPool
-	// OnStep is called when a step begins, when something is to be told meanwhile, and when it is done.
+	// OnStep is called when a step begins, when something is to be told meanwhile, and when it is done; by one goroutine at a time.
 	OnStep func(step PlannedStep, meanwhile string)
-	Now    func() time.Time // Required
+	// OnAPIServer: see AuditOptions.
+	OnAPIServer bool
+	Now         func() time.Time // Required
 }
 
 // Migration is of one target.
 type Migration struct {
 	o         MigrateOptions
 	publisher *Publisher
+	identity  string // of this process, in Leases
+
+	mu     sync.Mutex
+	proofs []*Barrier
 }
 
 // NewMigration checks the options.
@@ -84,7 +94,29 @@ func NewMigration(o MigrateOptions) (*Migration, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Migration{o: o, publisher: publisher}, nil
+	var telling sync.Mutex
+	tell := o.OnStep
+	o.OnStep = func(step PlannedStep, meanwhile string) {
+		telling.Lock()
+		defer telling.Unlock()
+		tell(step, meanwhile)
+	}
+	return &Migration{o: o, publisher: publisher, identity: strings.TrimPrefix(o.Identity+"_"+rand.Text(), "_")}, nil
+}
+
+// Left is what has been made for proofs and is not removed yet: for somebody who does not wait for Run to return.
+func (m *Migration) Left() (refs []Ref) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, proof := range m.proofs {
+		refs = append(refs, proof.Left()...)
+	}
+	return refs
+}
+
+// LeftProofs is what killed processes have left: see FindLeftProofs.
+func (m *Migration) LeftProofs(ctx context.Context) ([]LeftProof, error) {
+	return FindLeftProofs(ctx, m.o.Clients, m.o.Dynamic)
 }
 
 // Plan looks and decides; nothing is written. If a run was interrupted it is that run's plan, with what is done.
@@ -125,11 +157,22 @@ func (m *Migration) begin(ctx context.Context) (*migrateState, MigrateSight, err
 }
 
 // Run carries the plan out, from the first step that is not done. A step that fails is said; the same call goes
-// on there. It returns the plan with what was done.
+// on there. It returns the plan with what was done. When ctx ends, what was made for a proof is removed before Run returns, and
+// the same call goes on; that may take 20 s more. Of two runs for one target the second is refused.
 func (m *Migration) Run(ctx context.Context) (MigratePlan, error) {
 	state, sight, err := m.begin(ctx)
 	if err != nil {
 		return MigratePlan{}, fmt.Errorf("plan migration: %w", err)
+	}
+	if len(state.Plan.Blockers) == 0 && state.next() != "" {
+		var release func()
+		if ctx, release, err = m.hold(ctx); err != nil {
+			return state.Plan, err
+		}
+		defer release()
+		if state, sight, err = m.begin(ctx); err != nil { // nobody else changes it from here on
+			return MigratePlan{}, fmt.Errorf("plan migration: %w", err)
+		}
 	}
 	r := &migrateRun{Migration: m, state: state, targets: sight.Targets}
 	switch {
@@ -145,7 +188,7 @@ func (m *Migration) Run(ctx context.Context) (MigratePlan, error) {
 		m.o.OnStep(*step, "")
 		done, err := r.take(ctx, step.Step)
 		if err != nil {
-			return state.Plan, fmt.Errorf("step %s: %w", step.Step, err)
+			return state.Plan, fmt.Errorf("step %s: %w", step.Step, because(ctx, err))
 		}
 		done.At = m.o.Now().UTC().Truncate(time.Second)
 		step.Done = &done
@@ -194,5 +237,5 @@ func (r *migrateRun) take(ctx context.Context, step MigrateStep) (StepDone, erro
 	case MigrateAudit:
 		return r.audit(ctx)
 	}
-	return StepDone{}, fmt.Errorf("nobody knows it")
+	return StepDone{}, fmt.Errorf("unknown step %q", step)
 }

@@ -27,7 +27,16 @@ func (m *Migration) WayBack(ctx context.Context) (MigratePlan, []MigrateTarget, 
 
 // Abort goes back. It may be interrupted, and called again.
 func (m *Migration) Abort(ctx context.Context) (MigratePlan, error) {
-	r, plan, err := m.back(ctx)
+	_, plan, err := m.back(ctx)
+	if err != nil {
+		return plan, fmt.Errorf("plan the way back: %w", err)
+	}
+	ctx, release, err := m.hold(ctx)
+	if err != nil {
+		return plan, err
+	}
+	defer release()
+	r, plan, err := m.back(ctx) // nobody else changes it from here on
 	if err != nil {
 		return plan, fmt.Errorf("plan the way back: %w", err)
 	}
@@ -41,7 +50,7 @@ func (m *Migration) Abort(ctx context.Context) (MigratePlan, error) {
 		m.o.OnStep(*step, "")
 		done, err := r.undo(ctx, step.Step)
 		if err != nil {
-			return plan, fmt.Errorf("step %s of the way back: %w", step.Step, err)
+			return plan, fmt.Errorf("step %s of the way back: %w", step.Step, because(ctx, err))
 		}
 		done.At = m.o.Now().UTC().Truncate(time.Second)
 		step.Done = &done
@@ -146,7 +155,7 @@ func (r *migrateRun) undo(ctx context.Context, step MigrateStep) (StepDone, erro
 		return r.switchBack(ctx)
 	case MigrateServed:
 		err := r.await(ctx, func(ctx context.Context) error {
-			if err := r.refresh(ctx); err != nil {
+			if err := r.revisit(ctx); err != nil {
 				return err
 			}
 			return r.formerServed()
@@ -173,7 +182,7 @@ func (r *migrateRun) undo(ctx context.Context, step MigrateStep) (StepDone, erro
 			return change, nil
 		})
 	}
-	return StepDone{}, errors.New("nobody knows it")
+	return StepDone{}, fmt.Errorf("unknown step %q", step)
 }
 
 func (r *migrateRun) switchBack(ctx context.Context) (StepDone, error) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,6 +60,7 @@ func (m *Migration) look(ctx context.Context) (MigrateSight, error) {
 			}
 		}
 	}
+	viaService(targets, all, routes)
 	var err error
 	if sight.Targets, err = m.shake(ctx, targets); err != nil {
 		return sight, err
@@ -70,9 +72,12 @@ func (m *Migration) look(ctx context.Context) (MigrateSight, error) {
 	return sight, err
 }
 
-// sameServer: the two lead to the same Service and port, or to an endpoint in common.
+// sameServer: the two lead to the same Service and port, or to an endpoint in common, or one has a URL to the other's Service.
 func sameServer(a, b Target, toA, toB route) bool {
 	if a.service != "" && a.namespace == b.namespace && a.service == b.service && a.port == b.port {
+		return true
+	}
+	if a.leadsTo(b, toB) || b.leadsTo(a, toA) {
 		return true
 	}
 	return slices.ContainsFunc(toA.endpoints, func(e endpoint) bool {
@@ -80,11 +85,42 @@ func sameServer(a, b Target, toA, toB route) bool {
 	})
 }
 
+// leadsTo: the URL of t is an address or a name of the other's Service.
+func (t Target) leadsTo(other Target, way route) bool {
+	host, port, err := net.SplitHostPort(t.dial)
+	if err != nil || t.service != "" || other.service == "" || port != strconv.Itoa(int(other.port)) {
+		return false
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		return slices.ContainsFunc(way.aliases, func(alias string) bool { return ip.Equal(net.ParseIP(alias)) })
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return slices.Contains(way.aliases, host) || host == other.service+"."+other.namespace ||
+		host == ServerName(other.namespace, other.service) || strings.HasPrefix(host, ServerName(other.namespace, other.service)+".")
+}
+
+// viaService has a target by the URL of a Service looked at where the Service leads.
+func viaService(targets, all []Target, routes []route) {
+	for i := range targets {
+		for j, other := range all {
+			if targets[i].leadsTo(other, routes[j]) {
+				targets[i].namespace, targets[i].service, targets[i].port = other.namespace, other.service, other.port
+				break
+			}
+		}
+	}
+}
+
 // shake looks at what the endpoints of targets present now. An error means that an endpoint was not looked at for want
 // of time.
 func (m *Migration) shake(ctx context.Context, targets []Target) ([]MigrateTarget, error) {
 	o := m.auditOptions()
 	routes := resolve(ctx, o, targets)
+	if slices.ContainsFunc(targets, func(t Target) bool { return t.Service != "" }) {
+		// They are all one server. Where its Service leads to a loopback address, that is how API servers get there, too.
+		o.OnAPIServer = true
+		routes = resolve(ctx, o, targets)
+	}
 	all := dialAll(ctx, o, targets, routes)
 	var seen []MigrateTarget
 	for i, t := range targets {
@@ -94,7 +130,7 @@ func (m *Migration) shake(ctx context.Context, targets []Target) ([]MigrateTarge
 		}
 		one := MigrateTarget{TargetReport: report}
 		for _, e := range routes[i].endpoints {
-			one.Chains = append(one.Chains, all[door{e.address, t.ServerName}].chain)
+			one.Chains = append(one.Chains, all[doorTo(o, t, e)].to(t).chain)
 		}
 		one.Trust = withSystemRoots(t.Trust, o.SystemRoots)
 		seen = append(seen, one)
@@ -105,7 +141,7 @@ func (m *Migration) shake(ctx context.Context, targets []Target) ([]MigrateTarge
 // auditOptions are the options for the audit's parts.
 func (m *Migration) auditOptions() AuditOptions {
 	return AuditOptions{Clients: m.o.Clients, Dynamic: m.o.Dynamic, Now: m.o.Now(), SystemRoots: m.o.SystemRoots,
-		Dial: (&net.Dialer{}).DialContext, DialTimeout: m.o.DialTimeout, Parallel: defaultParallel}
+		OnAPIServer: m.o.OnAPIServer, DialTimeout: m.o.DialTimeout, Parallel: defaultParallel}
 }
 
 // named says whether an address is a name, behind which there may be more than one server.

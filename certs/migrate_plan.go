@@ -144,11 +144,14 @@ type MigratePlan struct {
 // Nothing to do: the target is healthy, and no destination was asked for.
 func (p MigratePlan) Nothing() bool { return len(p.Steps) == 0 && len(p.Blockers) == 0 }
 
+// notOfCertificates are findings that no other certificate mends.
+var notOfCertificates = []Code{BundleEmpty, ClientCertificate, SlowHandshake, OutOfReach}
+
 // MigrateFindings are all findings of all targets that are worth a migration: an empty caBundle alone is not.
 func MigrateFindings(targets []MigrateTarget) (findings []Finding) {
 	add := func(list []Finding) {
 		for _, f := range list {
-			if f.Code != BundleEmpty && !slices.Contains(findings, f) {
+			if !slices.Contains(notOfCertificates, f.Code) && !slices.Contains(findings, f) {
 				findings = append(findings, f)
 			}
 		}
@@ -173,6 +176,13 @@ func PlanMigration(sight MigrateSight, wish MigrateWish) (MigratePlan, error) {
 			sight.Target, sight.Target, sight.Targets[0].Webhook, strings.Join(sight.Elsewhere, ", "))
 	}
 	if !slices.ContainsFunc(sight.Targets, func(t MigrateTarget) bool { return slices.ContainsFunc(t.Chains, notEmpty) }) {
+		if slices.ContainsFunc(sight.Targets, func(t MigrateTarget) bool {
+			return slices.ContainsFunc(t.Endpoints, func(e EndpointReport) bool {
+				return slices.ContainsFunc(e.Findings, func(f Finding) bool { return f.Code == OutOfReach })
+			})
+		}) {
+			return plan, errors.New("its server cannot be looked at from here: run this in the network of the API server, with --on-api-server")
+		}
 		return plan, errors.New("no endpoint presents a certificate, so nothing could be proven: see what `tracehook certs audit` says, and run this where the endpoints can be dialled, as a Job in the cluster")
 	}
 	plan.From, plan.Because = startingPoint(sight, wish.Now)
@@ -232,7 +242,7 @@ func startingPoint(s MigrateSight, now time.Time) (MigrateFrom, string) {
 	for _, t := range s.Targets {
 		anchors, _ := ParseBundle(t.Trust.Bundle)
 		for i, e := range t.Endpoints {
-			if e.Call != nil && !e.Call.Works && !e.NotReady {
+			if e.Call != nil && !e.Call.Works && !e.NotReady && !slices.Contains(notOfCertificates, e.Call.Cause) {
 				return FromBroken, fmt.Sprintf("calls to %s fail today: %s", t.Ref(), wrongWith(t))
 			}
 			if len(t.Chains[i]) == 0 {

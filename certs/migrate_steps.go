@@ -23,36 +23,76 @@ func (r *migrateRun) say(format string, args ...any) {
 	r.o.OnStep(r.step, fmt.Sprintf(format, args...))
 }
 
-// await tries until it succeeds, and says so when what is missing changes.
+// await tries until it succeeds, less and less often, and says so when what is missing changes.
 func (r *migrateRun) await(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.Wait)
 	defer cancel()
 	said := ""
-	for {
+	for pause := r.o.Poll; ; pause = min(pause*3/2, 10*r.o.Poll) {
 		err := try(ctx)
 		if err == nil {
 			return nil
 		}
 		if text := err.Error(); text != said && ctx.Err() == nil {
-			said = text
+			said, pause = text, r.o.Poll
 			r.say("%s", text)
 		}
-		if err := sleep(ctx, r.o.Poll); err != nil {
+		if err := sleep(ctx, pause); err != nil {
 			return fmt.Errorf("%w: %s", err, said)
 		}
 	}
 }
 
-// refresh reads and dials the targets anew.
+// refresh looks for everybody who leads to the server, and dials anew.
 func (r *migrateRun) refresh(ctx context.Context) error {
 	sight, err := r.look(ctx)
 	if err != nil {
 		return err
 	}
-	if len(sight.Injectors) > 0 && r.state.Plan.To != ToManaged {
-		return fmt.Errorf("somebody else writes caBundle: %s", strings.Join(sight.Injectors, ", "))
+	return r.see(sight.Targets, sight.Injectors)
+}
+
+// revisit reads the objects that are known, one by one, and dials anew: for what is done again and again.
+func (r *migrateRun) revisit(ctx context.Context) error {
+	var targets []Target
+	read := map[Ref][]Target{}
+	for _, known := range r.targets {
+		object := Ref{Kind: known.Kind, Name: known.Name}
+		if _, done := read[object]; !done {
+			found, err := r.o.Dynamic.Resource(resources[object.Kind]).Get(ctx, object.Name, metav1.GetOptions{})
+			if err != nil {
+				return fmt.Errorf("read %s: %w", object, err)
+			}
+			if read[object], err = targetsOf(object.Kind, *found); err != nil {
+				return err
+			}
+		}
+		for _, t := range read[object] {
+			if t.Webhook == known.Webhook && t.Service == known.Service && t.URL == known.URL {
+				t.namespace, t.service, t.port = known.namespace, known.service, known.port // see viaService
+				targets = append(targets, t)
+			}
+		}
 	}
-	r.targets = sight.Targets
+	if len(targets) < len(r.targets) { // one of them leads elsewhere now
+		return r.refresh(ctx)
+	}
+	seen, err := r.shake(ctx, targets)
+	if err != nil {
+		return err
+	}
+	injectors, err := r.injectors(ctx, targets)
+	if err != nil {
+		return err
+	}
+	return r.see(seen, injectors)
+}
+
+func (r *migrateRun) see(targets []MigrateTarget, injectors []string) error {
+	if len(injectors) > 0 && r.state.Plan.To != ToManaged {
+		return fmt.Errorf("somebody else writes caBundle: %s", strings.Join(injectors, ", "))
+	}
+	r.targets = targets
 	return nil
 }
 
@@ -116,19 +156,18 @@ func (r *migrateRun) makePair(data map[string][]byte) error {
 // names are all under which the targets' servers are called.
 func (r *migrateRun) names() (names []string, ips []net.IP, err error) {
 	for _, t := range r.targets {
-		more := []string{t.ServerName}
-		if ip := net.ParseIP(t.ServerName); ip != nil {
-			if !slices.ContainsFunc(ips, ip.Equal) {
-				ips = append(ips, ip)
-			}
-			continue
-		}
+		var all []string
 		if t.service != "" {
-			if more, err = ServiceNames(t.namespace, t.service, r.o.ClusterDomain); err != nil {
+			if all, err = ServiceNames(t.namespace, t.service, r.o.ClusterDomain); err != nil {
 				return nil, nil, err
 			}
 		}
-		for _, name := range more {
+		if ip := net.ParseIP(t.ServerName); ip == nil {
+			all = append(all, strings.ToLower(strings.TrimSuffix(t.ServerName, ".")))
+		} else if !slices.ContainsFunc(ips, ip.Equal) {
+			ips = append(ips, ip)
+		}
+		for _, name := range all {
 			if !slices.Contains(names, name) {
 				names = append(names, name)
 			}
@@ -229,10 +268,13 @@ func (r *migrateRun) barriers(namespace string) (provers Provers, err error) {
 		if slices.Contains(kinds, t.Kind) {
 			continue
 		}
-		barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: t.Kind, Namespace: namespace, Now: r.o.Now})
+		barrier, err := NewBarrier(BarrierOptions{Config: r.o.Config, APIServers: r.o.APIServers, Kind: t.Kind, Namespace: namespace, Holder: r.holder(), Now: r.o.Now})
 		if err != nil {
 			return nil, err
 		}
+		r.mu.Lock()
+		r.proofs = append(r.proofs, barrier)
+		r.mu.Unlock()
 		provers, kinds = append(provers, barrier), append(kinds, t.Kind)
 	}
 	return provers, nil
@@ -292,7 +334,7 @@ func (r *migrateRun) served(ctx context.Context, bundle []byte) (StepDone, error
 	done := StepDone{Certainty: Proven}
 	inARow := 0
 	err := r.await(ctx, func(ctx context.Context) error {
-		if err := r.refresh(ctx); err != nil {
+		if err := r.revisit(ctx); err != nil {
 			return err
 		}
 		if err := notServed(r.targets, bundle, r.o.Now()); err != nil {
@@ -356,9 +398,21 @@ func (r *migrateRun) drop(ctx context.Context) (StepDone, error) {
 
 // takeOver is tracehook's Authority until there is nothing left for it to do.
 func (r *migrateRun) takeOver(ctx context.Context) (StepDone, error) {
-	names, _, err := r.names()
+	names, ips, err := r.names()
 	if err != nil {
 		return StepDone{}, err
+	}
+	for _, ip := range ips {
+		names = append(names, ip.String())
+	}
+	var beside []string // what is not a Service's own, as the Authority's flags have it
+	for _, n := range names {
+		if !slices.ContainsFunc(r.targets, func(t MigrateTarget) bool {
+			own, _ := ServiceNames(t.namespace, t.service, r.o.ClusterDomain) // none without a Service
+			return slices.Contains(own, n)
+		}) {
+			beside = append(beside, " --serving-name "+n)
+		}
 	}
 	namespace, name := splitSecret(r.o.Wish.Secret)
 	ca := DefaultCASecret
@@ -379,7 +433,7 @@ func (r *migrateRun) takeOver(ctx context.Context) (StepDone, error) {
 	settled := false
 	o := AuthorityOptions{Clients: r.o.Clients, Dynamic: r.o.Dynamic, Namespace: namespace, CASecret: ca, ServingSecret: name,
 		Names: names, Publisher: publisher, Prover: provers, Endpoints: migrateEndpoints{r}, Soak: max(r.o.Wish.Soak, time.Nanosecond),
-		Identity: migrateManager, Now: r.o.Now,
+		Identity: r.identity, Now: r.o.Now,
 		OnStep: func(s Status) {
 			if s.Phase != last.Phase || s.Error != "" && s.Error != last.Error {
 				r.say("%s: %s", s.Phase, cmp.Or(s.Error, s.Reason))
@@ -403,7 +457,11 @@ func (r *migrateRun) takeOver(ctx context.Context) (StepDone, error) {
 	if !settled {
 		return StepDone{}, fmt.Errorf("not finished: %s: %s", last.Phase, last.Reason)
 	}
-	return StepDone{Result: fmt.Sprintf("phase %s; renewed by itself only while an Authority runs: tracehook serve --certs managed, or tracehook certs authority", last.Phase)}, nil
+	result := fmt.Sprintf("phase %s; renewed by itself only while an Authority runs: tracehook serve --certs managed, or tracehook certs authority", last.Phase)
+	if len(beside) > 0 {
+		result += "; it needs" + strings.Join(beside, "") + ", or it issues a certificate without"
+	}
+	return StepDone{Result: result}, nil
 }
 
 // migrateEndpoints shakes hands with everybody who meets the certificate.

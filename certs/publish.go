@@ -76,6 +76,7 @@ type LiveBundle struct {
 	Bundle             []byte // PEM
 	ServerName         string // that the API server verifies
 	InsecureSkipVerify bool   // of an APIService
+	FailurePolicy      string // of a webhook: "Fail" or "Ignore"; what others have is ""
 }
 
 // PublisherOptions of a Publisher.
@@ -184,7 +185,7 @@ func (p *Publisher) read(ctx context.Context, ref Ref) (*unstructured.Unstructur
 	for _, t := range targets {
 		there = append(there, t.Webhook)
 		if ref.Webhook == "" || ref.Webhook == t.Webhook {
-			live = append(live, LiveBundle{Ref{t.Kind, t.Name, t.Webhook}, t.Field, t.Trust.Bundle, t.ServerName, t.Trust.InsecureSkipVerify})
+			live = append(live, LiveBundle{Ref{t.Kind, t.Name, t.Webhook}, t.Field, t.Trust.Bundle, t.ServerName, t.Trust.InsecureSkipVerify, t.FailurePolicy})
 		}
 	}
 	switch {

@@ -27,8 +27,9 @@ type route struct {
 }
 
 type endpoint struct {
-	address  string
-	notReady bool
+	address   string
+	notReady  bool
+	elsewhere bool // it means another machine to the API server than here
 }
 
 func resolveService(ctx context.Context, clients kubernetes.Interface, namespace, name string, port int32) (r route) {
@@ -44,14 +45,19 @@ func resolveService(ctx context.Context, clients kubernetes.Interface, namespace
 		return r
 	}
 	r.aliases = append(slices.Clone(service.Spec.ClusterIPs), service.Spec.ClusterIP, service.Spec.ExternalName)
+	r.aliases = append(r.aliases, service.Spec.ExternalIPs...)
+	for _, ingress := range service.Status.LoadBalancer.Ingress {
+		r.aliases = append(r.aliases, ingress.IP, ingress.Hostname)
+	}
+	r.aliases = slices.DeleteFunc(r.aliases, func(alias string) bool { return alias == "" || alias == corev1.ClusterIPNone })
 	if service.Spec.Type == corev1.ServiceTypeExternalName {
 		r.external = true
 		r.endpoints = []endpoint{{address: net.JoinHostPort(service.Spec.ExternalName, strconv.Itoa(int(port)))}}
 		return r
 	}
-	index := slices.IndexFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == port })
+	index := slices.IndexFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == port && isTCP(p.Protocol) })
 	if index < 0 {
-		add(Finding{Code: ServiceUnroutable, Message: fmt.Sprintf("Service %s/%s has no port %d", namespace, name, port),
+		add(Finding{Code: ServiceUnroutable, Message: fmt.Sprintf("Service %s/%s has no port %d for TCP", namespace, name, port),
 			Means: "every call fails before it is dialled", Remedy: "ask for a port that the Service has"})
 		return r
 	}
@@ -67,7 +73,7 @@ func resolveService(ctx context.Context, clients kubernetes.Interface, namespace
 	ready := 0
 	for _, slice := range slicesOf.Items {
 		for _, p := range slice.Ports {
-			if p.Port == nil || p.Name != nil && *p.Name != service.Spec.Ports[index].Name || p.Name == nil && service.Spec.Ports[index].Name != "" {
+			if p.Port == nil || p.Protocol != nil && !isTCP(*p.Protocol) || deref(p.Name) != service.Spec.Ports[index].Name {
 				continue
 			}
 			for _, e := range slice.Endpoints {
@@ -89,6 +95,17 @@ func resolveService(ctx context.Context, clients kubernetes.Interface, namespace
 			Means: "every call fails", Remedy: "look at the pods that the Service selects"})
 	}
 	return r
+}
+
+// isTCP also of a protocol that is left out.
+func isTCP(p corev1.Protocol) bool { return p == corev1.ProtocolTCP || p == "" }
+
+// deref returns the zero value for nil.
+func deref[T any](p *T) (value T) {
+	if p != nil {
+		value = *p
+	}
+	return value
 }
 
 func (r *route) unknown(ctx context.Context, err error) {

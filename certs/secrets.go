@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -63,6 +64,7 @@ type stored struct {
 	Distrusted []string  `json:"distrusted,omitempty"`
 	SkipSoak   bool      `json:"skipSoak,omitempty"`
 	Handled    time.Time `json:"handled,omitzero"`
+	HandledIDs []string  `json:"handledIDs,omitempty"`
 	Proof      *Proof    `json:"proof,omitempty"`
 }
 
@@ -81,8 +83,10 @@ type Status struct {
 	// Time is when this was written, by the leader's clock.
 	Time   time.Time `json:"time"`
 	Leader string    `json:"leader"`
-	// Request is the time of the last RotationRequest that was begun.
+	// Request is the time of the last RotationRequest that was begun, by the clock of who asked.
 	Request time.Time `json:"request,omitzero"`
+	// RequestIDs are the IDs of that request and of those that it took in.
+	RequestIDs []string `json:"requestIDs,omitempty"`
 	// Proof is the last one.
 	Proof *Proof `json:"proof,omitempty"`
 
@@ -103,9 +107,17 @@ type CertificateStatus struct {
 	RenewAt time.Time `json:"renewAt,omitzero"`
 }
 
+// Begun: the request, or one that took it in, is the last that was begun.
+func (s Status) Begun(r RotationRequest) bool {
+	if len(s.RequestIDs) == 0 { // the leader is of a version that knows times only
+		return !r.Time.IsZero() && s.Request.Equal(r.Time)
+	}
+	return slices.Contains(s.RequestIDs, r.ids()[0])
+}
+
 // Finished: the request was carried out to its end.
 func (s Status) Finished(r RotationRequest) bool {
-	return s.Settled && s.Phase == PhaseStable && !s.Request.Before(r.Time)
+	return s.Settled && s.Phase == PhaseStable && s.Begun(r)
 }
 
 func certificateStatus(c *x509.Certificate) *CertificateStatus {
@@ -118,7 +130,7 @@ func certificateStatus(c *x509.Certificate) *CertificateStatus {
 // status is what State tells people.
 func (s State) status() Status {
 	return Status{
-		Phase: s.Phase, Since: s.Since, Request: s.Handled, Proof: s.Proof, Findings: s.Findings,
+		Phase: s.Phase, Since: s.Since, Request: s.Handled, RequestIDs: s.HandledIDs, Proof: s.Proof, Findings: s.Findings,
 		CA: certificateStatus(s.CA.Certificate), NextCA: certificateStatus(s.NextCA.Certificate),
 		Leaf: certificateStatus(s.Leaf.Certificate), NextLeaf: certificateStatus(s.NextLeaf.Certificate),
 	}
@@ -213,7 +225,8 @@ func parseState(ca, serving *corev1.Secret) State {
 				unusable(ca.Name, "annotation "+stateAnnotation, "it is missing or cannot be read; by what else there is the phase is "+string(rest.Phase))
 			}
 		}
-		s.Phase, s.Since, s.Distrusted, s.SkipSoak, s.Handled, s.Proof = rest.Phase, rest.Since, rest.Distrusted, rest.SkipSoak, rest.Handled, rest.Proof
+		s.Phase, s.Since, s.Distrusted, s.SkipSoak, s.Proof = rest.Phase, rest.Since, rest.Distrusted, rest.SkipSoak, rest.Proof
+		s.Handled, s.HandledIDs = rest.Handled, rest.HandledIDs
 	}
 	if serving == nil {
 		if s.Phase != PhaseNone {
@@ -228,17 +241,27 @@ func parseState(ca, serving *corev1.Secret) State {
 	s.NextLeaf = pair(serving, ServingNextCertificate, ServingNextKey)
 	last := statusOf(serving)
 	if text := serving.Annotations[requestAnnotation]; text != "" {
-		var r RotationRequest
-		if err := json.Unmarshal([]byte(text), &r); err != nil || r.Time.IsZero() {
-			unusable(serving.Name, "annotation "+requestAnnotation, "it is no request: `tracehook certs rotate` writes one")
-		} else if !r.Time.Equal(s.Handled) && !r.Time.Equal(last.Request) {
+		r, err := parseRequest(text)
+		stored := Status{Request: s.Handled, RequestIDs: s.HandledIDs}
+		switch {
+		case err != nil:
+			unusable(serving.Name, "annotation "+requestAnnotation, err)
+		case !stored.Begun(r) && !last.Begun(r):
 			s.Request = r
 		}
 	}
-	if last.Request.After(s.Handled) {
-		s.Handled = last.Request
+	if s.Handled.IsZero() { // the CA's Secret was lost
+		s.Handled, s.HandledIDs = last.Request, last.RequestIDs
 	}
 	return s
+}
+
+// parseRequest reads what RequestRotation writes.
+func parseRequest(text string) (r RotationRequest, err error) {
+	if err := json.Unmarshal([]byte(text), &r); err != nil || r.Time.IsZero() {
+		return RotationRequest{}, errors.New("it is no request: `tracehook certs rotate` writes one")
+	}
+	return r, nil
 }
 
 // guess is the phase by the certificates that there are: the earliest that it can be.
@@ -271,7 +294,7 @@ func (s State) servingDiffers(before State) bool {
 		_ = s.encodeServing(secret, Status{})
 		return secret
 	}
-	return !s.Request.Time.Equal(before.Request.Time) || !sameContents(encode(before), encode(s))
+	return !slices.Equal(s.Request.ids(), before.Request.ids()) || !sameContents(encode(before), encode(s))
 }
 
 func sameContents(a, b *corev1.Secret) bool {
@@ -286,7 +309,7 @@ func (s State) encodeCA(secret *corev1.Secret) error {
 	e.certificates(caPrevious, s.Previous...)
 	e.certificates(caCross, s.Cross)
 	e.certificates(caNextCross, s.NextCross)
-	e.annotation(stateAnnotation, stored{s.Phase, s.Since, s.Distrusted, s.SkipSoak, s.Handled, s.Proof})
+	e.annotation(stateAnnotation, stored{s.Phase, s.Since, s.Distrusted, s.SkipSoak, s.Handled, s.HandledIDs, s.Proof})
 	return e.err
 }
 

@@ -4,6 +4,7 @@ package certs
 // Errors: none; what cannot be used is absent, and said as findings.
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -80,9 +81,44 @@ type RotationRequest struct {
 	Drop []string `json:"drop,omitempty"`
 	// SkipSoak: the old CA leaves the bundles as soon as every endpoint serves the new leaf.
 	SkipSoak bool `json:"skipSoak,omitempty"`
-	// Time is of the request, and tells it from others. Required.
+	// Time is of the request, by the clock of whoever asks: for people. Required. No clock is compared with another.
 	Time time.Time `json:"time"`
+	// ID tells the request from others: NewRotationID. Empty: its Time does, which two may share.
+	ID string `json:"id,omitempty"`
+	// With are the IDs of requests that nobody had begun when this one came. It asks for what they asked for, too.
+	With []string `json:"with,omitempty"`
 }
+
+// NewRotationID draws the ID of a request: 130 random bits.
+func NewRotationID() string { return rand.Text() }
+
+// ids are those that are begun with the request. It is never empty.
+func (r RotationRequest) ids() []string {
+	id := r.ID
+	if id == "" { // from before there were IDs
+		id = r.Time.UTC().Format(time.RFC3339Nano)
+	}
+	return append([]string{id}, r.With...)
+}
+
+// joined is what both ask for.
+func (r RotationRequest) joined(earlier RotationRequest) RotationRequest {
+	if earlier.What == RotateCA || r.What == RotateNothing {
+		r.What = earlier.What
+	}
+	for _, fingerprint := range earlier.Drop {
+		if !slices.Contains(r.Drop, fingerprint) {
+			r.Drop = append(slices.Clone(r.Drop), fingerprint)
+		}
+	}
+	r.SkipSoak = r.SkipSoak || earlier.SkipSoak
+	r.With = append(slices.Clone(r.With), earlier.ids()...)
+	r.With = r.With[max(0, len(r.With)-maxJoined):]
+	return r
+}
+
+// maxJoined bounds how many requests one takes in.
+const maxJoined = 64
 
 // Fingerprint is the SHA-256 of a certificate, in lower-case hexadecimal digits.
 func Fingerprint(c *x509.Certificate) string {
@@ -108,8 +144,9 @@ type State struct {
 	// Distrusted are fingerprints of CAs that no bundle may hold, unless the leaf in service needs them.
 	Distrusted []string
 	SkipSoak   bool
-	// Handled is the time of the last RotationRequest that was begun.
-	Handled time.Time
+	// Handled is the time of the last RotationRequest that was begun, and HandledIDs are the IDs of it and of those it took in.
+	Handled    time.Time
+	HandledIDs []string
 	// Proof is the last one. Nil: there was none yet.
 	Proof *Proof
 

@@ -89,24 +89,46 @@ func (st store) write(ctx context.Context, name string, secret *corev1.Secret, c
 	return written, nil
 }
 
-// RequestRotation asks whoever leads, by an annotation on the serving Secret. An earlier request that nobody has begun is
-// replaced. Errors are the API server's; apierrors.IsNotFound: nobody has made the Secret yet.
+// RequestRotation asks whoever leads, by an annotation on the serving Secret. A request that waits there already and that nobody
+// has begun is not lost: this one takes it in. Errors are the API server's; apierrors.IsNotFound: nobody has made the Secret yet.
 func RequestRotation(ctx context.Context, clients kubernetes.Interface, namespace, servingSecret string, r RotationRequest) error {
 	if r.Time.IsZero() {
 		return errors.New("request rotation: the time is missing")
 	}
+	client := clients.CoreV1().Secrets(namespace)
+	const attempts = 20
+	for attempt := 1; ; attempt++ {
+		secret, err := client.Get(ctx, servingSecret, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("request rotation: %w", err)
+		}
+		asked := r
+		if earlier, err := parseRequest(secret.Annotations[requestAnnotation]); err == nil && !statusOf(secret).Begun(earlier) {
+			asked = r.joined(earlier)
+		}
+		patch, err := requestPatch(secret, asked)
+		if err != nil {
+			return fmt.Errorf("request rotation: %w", err)
+		}
+		_, err = client.Patch(ctx, servingSecret, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		switch {
+		case apierrors.IsConflict(err) && attempt < attempts: // another request, or the leader's status
+		case err != nil:
+			return fmt.Errorf("request rotation: %w", err)
+		default:
+			return nil
+		}
+	}
+}
+
+// requestPatch fails at the API server if somebody wrote the Secret since.
+func requestPatch(secret *corev1.Secret, r RotationRequest) ([]byte, error) {
 	text, err := json.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("request rotation: %w", err)
+		return nil, err
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{requestAnnotation: string(text)}}})
-	if err != nil {
-		return fmt.Errorf("request rotation: %w", err)
-	}
-	if _, err := clients.CoreV1().Secrets(namespace).Patch(ctx, servingSecret, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
-		return fmt.Errorf("request rotation: %w", err)
-	}
-	return nil
+	return json.Marshal(map[string]any{"metadata": map[string]any{
+		"resourceVersion": secret.ResourceVersion, "annotations": map[string]string{requestAnnotation: string(text)}}})
 }
 
 // WatchStatus calls visit with each new Status until visit returns false (then it returns nil) or ctx ends. The first is
@@ -123,7 +145,7 @@ func WatchStatus(ctx context.Context, clients kubernetes.Interface, namespace, s
 		last = status
 		return visit(status)
 	}
-	for { // an API server ends a watch every few minutes
+	for p := new(pace); ; { // an API server ends a watch every few minutes
 		list, err := client.List(ctx, metav1.ListOptions{FieldSelector: selector})
 		if err != nil {
 			return fmt.Errorf("watch status: %w", err)
@@ -133,7 +155,9 @@ func WatchStatus(ctx context.Context, clients kubernetes.Interface, namespace, s
 				return nil
 			}
 		}
-		changes, err := client.Watch(ctx, metav1.ListOptions{FieldSelector: selector, ResourceVersion: list.ResourceVersion})
+		changes, err := p.watch(ctx, func() (watch.Interface, error) {
+			return client.Watch(ctx, metav1.ListOptions{FieldSelector: selector, ResourceVersion: list.ResourceVersion})
+		})
 		if err != nil {
 			return fmt.Errorf("watch status: %w", err)
 		}

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 )
 
 // inTheMiddle is a State with everything that can be stored.
@@ -124,18 +125,89 @@ func TestOneKindOfFaultIsOneFindingAndTheRestIsRead(t *testing.T) {
 	}
 }
 
-func TestARequestThatWasBegunIsNotBegunAgain(t *testing.T) {
+// No clock is compared with another: of two operators' clocks one may be behind.
+func TestARequestIsBegunOnceByItsID(t *testing.T) {
 	s := inTheMiddle(t)
+	s.HandledIDs = []string{"theirs", "taken in"}
 	ca, serving := encoded(t, s)
 	for _, c := range []struct {
-		at    time.Time
-		begun bool
-	}{{s.Handled, true}, {s.Handled.Add(time.Nanosecond), false}, {s.Handled.Add(-time.Hour), false}} {
-		text, _ := json.Marshal(RotationRequest{What: RotateLeaf, Time: c.at})
+		request RotationRequest
+		begun   bool
+	}{
+		{RotationRequest{ID: "theirs", Time: s.Handled}, true},
+		{RotationRequest{ID: "theirs", Time: s.Handled.Add(time.Hour)}, true},
+		{RotationRequest{ID: "taken in", Time: s.Handled}, true},
+		{RotationRequest{ID: "mine", Time: s.Handled}, false},
+		{RotationRequest{ID: "mine", Time: s.Handled.Add(-time.Minute)}, false},
+		{RotationRequest{ID: "mine", Time: s.Handled.Add(time.Minute)}, false},
+		{RotationRequest{Time: s.Handled.Add(-time.Minute)}, false}, // from before there were IDs
+	} {
+		c.request.What = RotateLeaf
+		text, _ := json.Marshal(c.request)
 		serving.Annotations[requestAnnotation] = string(text)
 		if got := parseState(ca, serving); got.requested() == c.begun {
-			t.Errorf("a request of %s, the last one was of %s: begun %t", c.at, s.Handled, !got.requested())
+			t.Errorf("%+v, the last one was %v of %s: begun %t", c.request, s.HandledIDs, s.Handled, !got.requested())
 		}
+		done := Status{Phase: PhaseStable, Settled: true, Request: s.Handled, RequestIDs: s.HandledIDs}
+		if done.Finished(c.request) != c.begun {
+			t.Errorf("%+v, the last one was %v of %s: finished %t", c.request, s.HandledIDs, s.Handled, !c.begun)
+		}
+	}
+	t.Run("by a leader that knows times only", func(t *testing.T) {
+		request := RotationRequest{ID: "mine", Time: s.Handled}
+		for at, want := range map[time.Time]bool{request.Time: true, request.Time.Add(time.Minute): false} {
+			if got := (Status{Phase: PhaseStable, Settled: true, Request: at}).Finished(request); got != want {
+				t.Errorf("%s: finished %t, want %t", at, got, want)
+			}
+		}
+	})
+	t.Run("when the CA's Secret was lost", func(t *testing.T) {
+		text, _ := json.Marshal(RotationRequest{ID: "theirs", Time: s.Handled, What: RotateCA})
+		serving.Annotations[requestAnnotation] = string(text)
+		if got := parseState(nil, serving); got.requested() {
+			t.Errorf("%+v is begun again", got.Request)
+		}
+	})
+}
+
+// Two operators at once: what one of them wants dropped is not forgotten because the other asks for less.
+func TestARequestTakesInTheOneThatWaits(t *testing.T) {
+	now := time.Date(2026, 11, 28, 12, 4, 0, 0, time.UTC)
+	earlier := RotationRequest{What: RotateCA, Drop: []string{"stolen"}, SkipSoak: true, Time: now.Add(time.Minute), ID: "theirs"}
+	clients := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "serving"}})
+	for _, r := range []RotationRequest{earlier, {What: RotateLeaf, Drop: []string{"stolen", "old"}, Time: now, ID: "mine"}} {
+		if err := RequestRotation(t.Context(), clients, "a", "serving", r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret, err := clients.CoreV1().Secrets("a").Get(t.Context(), "serving", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := parseState(nil, secret)
+	want := RotationRequest{What: RotateCA, Drop: []string{"stolen", "old"}, SkipSoak: true, Time: now, ID: "mine", With: []string{"theirs"}}
+	if !reflect.DeepEqual(s.Request, want) {
+		t.Errorf("%+v\nwant\n%+v", s.Request, want)
+	}
+	s = s.begun()
+	for _, r := range []RotationRequest{earlier, want} {
+		if !s.status().Begun(r) {
+			t.Errorf("nobody says that %s was begun: %v", r.ID, s.HandledIDs)
+		}
+	}
+	// One that was begun waits no longer.
+	secret.Annotations[statusAnnotation] = string(must(json.Marshal(s.status())))
+	if _, err := clients.CoreV1().Secrets("a").Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := RequestRotation(t.Context(), clients, "a", "serving", RotationRequest{What: RotateLeaf, Time: now, ID: "third"}); err != nil {
+		t.Fatal(err)
+	}
+	if secret, err = clients.CoreV1().Secrets("a").Get(t.Context(), "serving", metav1.GetOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := parseState(nil, secret); s.Request.What != RotateLeaf || len(s.Request.With) > 0 || len(s.Request.Drop) > 0 {
+		t.Errorf("it asks again for what was begun: %+v", s.Request)
 	}
 }
 

@@ -11,7 +11,11 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
 
+	"golang.org/x/net/idna"
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,7 +59,8 @@ type Target struct {
 
 	namespace, service string
 	port               int32
-	dial               string // host:port, for a URL
+	dial               string        // host:port, for a URL
+	timeout            time.Duration // of a call; zero: not known
 }
 
 // String is what a person would look for.
@@ -103,7 +108,9 @@ func listMutating(ctx context.Context, o AuditOptions) (targets []Target, err er
 			return nil, err
 		}
 		for _, object := range page.Items {
-			targets = append(targets, mutatingTargets(object)...)
+			if !ofProof(&object) {
+				targets = append(targets, mutatingTargets(object)...)
+			}
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			return targets, nil
@@ -119,7 +126,9 @@ func listValidating(ctx context.Context, o AuditOptions) (targets []Target, err 
 			return nil, err
 		}
 		for _, object := range page.Items {
-			targets = append(targets, validatingTargets(object)...)
+			if !ofProof(&object) {
+				targets = append(targets, validatingTargets(object)...)
+			}
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			return targets, nil
@@ -127,22 +136,29 @@ func listValidating(ctx context.Context, o AuditOptions) (targets []Target, err 
 	}
 }
 
+// ofProof: a Barrier made it, and it leads nowhere.
+func ofProof(object metav1.Object) bool {
+	_, is := object.GetLabels()[barrierKey]
+	return is
+}
+
 func mutatingTargets(object admissionv1.MutatingWebhookConfiguration) (targets []Target) {
 	for i, w := range object.Webhooks {
-		targets = append(targets, webhookTarget(KindMutating, object.Name, w.Name, i, w.ClientConfig, w.FailurePolicy))
+		targets = append(targets, webhookTarget(KindMutating, object.Name, w.Name, i, w.ClientConfig, w.FailurePolicy, w.TimeoutSeconds))
 	}
 	return targets
 }
 
 func validatingTargets(object admissionv1.ValidatingWebhookConfiguration) (targets []Target) {
 	for i, w := range object.Webhooks {
-		targets = append(targets, webhookTarget(KindValidating, object.Name, w.Name, i, w.ClientConfig, w.FailurePolicy))
+		targets = append(targets, webhookTarget(KindValidating, object.Name, w.Name, i, w.ClientConfig, w.FailurePolicy, w.TimeoutSeconds))
 	}
 	return targets
 }
 
-func webhookTarget(kind, object, webhook string, index int, config admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType) Target {
-	t := Target{Kind: kind, Name: object, Webhook: webhook, Field: fmt.Sprintf("webhooks[%d].clientConfig.caBundle", index), Trust: Trust{Bundle: config.CABundle}}
+func webhookTarget(kind, object, webhook string, index int, config admissionv1.WebhookClientConfig, policy *admissionv1.FailurePolicyType, seconds *int32) Target {
+	t := Target{Kind: kind, Name: object, Webhook: webhook, Field: fmt.Sprintf("webhooks[%d].clientConfig.caBundle", index), Trust: Trust{Bundle: config.CABundle},
+		timeout: time.Duration(deref(seconds)) * time.Second}
 	if policy != nil {
 		t.FailurePolicy = string(*policy)
 	}
@@ -175,7 +191,14 @@ func (t *Target) toURL(text string) {
 		port = strconv.Itoa(defaultPort)
 	}
 	t.ServerName = u.Hostname()
-	t.dial = net.JoinHostPort(u.Hostname(), port)
+	if ascii, err := idna.Lookup.ToASCII(t.ServerName); err == nil && !isASCII(t.ServerName) { // as Go's HTTP client has it
+		t.ServerName = ascii
+	}
+	t.dial = net.JoinHostPort(t.ServerName, port)
+}
+
+func isASCII(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 // clientConfig is what CustomResourceDefinitions and APIServices say of their servers. (Their
@@ -240,6 +263,9 @@ func listObjects(ctx context.Context, client dynamic.Interface, resource schema.
 			return targets, err
 		}
 		for _, object := range page.Items {
+			if ofProof(&object) {
+				continue
+			}
 			found, err := read(object)
 			if err != nil {
 				return targets, err

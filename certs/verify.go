@@ -89,8 +89,11 @@ func Verify(chain []*x509.Certificate, trust Trust, serverName string, now time.
 	v.hostName()
 	v.trusted()
 	v.usage()
-	if trust.InsecureSkipVerify {
+	switch {
+	case trust.InsecureSkipVerify:
 		v.forgive()
+	case trust.APIService:
+		v.unavailable()
 	}
 	return v.findings
 }
@@ -441,6 +444,19 @@ func (v *verification) forgive() {
 			if f.Counter != "" || f.Code == MissingSANUncounted {
 				f.Means += "; each request is counted"
 			}
+		}
+	}
+}
+
+// unavailable: an API server asks an APIService it verifies by itself first, with a client that counts nothing. What it refuses there
+// is unavailable from then on, and calls end before they are made. (kube-aggregator, 1.36: remote_available_controller.go and
+// proxyHandler.ServeHTTP.) Only a certificate that takes the place of a good one is counted, until the next time it asks, at most half a minute.
+func (v *verification) unavailable() {
+	for i := range v.findings {
+		f := &v.findings[i]
+		if f.Breaks && f.Counter != "" {
+			f.Counter = ""
+			f.Means = "the API server refuses the certificate when it looks whether the APIService is available, and calls end with 503; it counts neither"
 		}
 	}
 }

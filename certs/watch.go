@@ -6,6 +6,7 @@ package certs
 import (
 	"context"
 	"sync"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -22,23 +23,72 @@ type watched[T runtime.Object] struct {
 	err    error // why it was not seen yet
 }
 
-// watchNamed calls changed, from one goroutine at a time, until ctx ends. It asks by name, so that a right which is limited to that name
-// suffices.
-func watchNamed[T runtime.Object, L runtime.Object](ctx context.Context, clients kubernetes.Interface, name string, example T, client interface {
+// lister lists and watches objects of one type.
+type lister[L runtime.Object] interface {
 	List(context.Context, metav1.ListOptions) (L, error)
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
-}, changed func(watched[T])) {
+}
+
+// namedListWatch is for one object, by its name, so that a right which is limited to that name suffices. client is whose client of the
+// API client is a part of.
+func namedListWatch[L runtime.Object](name string, objects lister[L], client any) cache.ListerWatcher {
 	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
-	informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+	var p pace
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector
-			return client.List(ctx, o)
+			return objects.List(ctx, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector
-			return client.Watch(ctx, o)
+			return p.watch(ctx, func() (watch.Interface, error) { return objects.Watch(ctx, o) })
 		},
-	}, clients), example, 0, cache.Indexers{})
+	}, client)
+}
+
+const (
+	// A watch that ended sooner than shortWatch is begun again after a pause, of firstPause, then twice as long each time, up to longestPause.
+	shortWatch               = 30 * time.Second
+	firstPause, longestPause = time.Second, 30 * time.Second
+)
+
+// pace keeps watches that end at once from being begun again at once. (client-go waits after errors, and not after a watch that
+// told something before it ended.)
+type pace struct {
+	mu    sync.Mutex
+	began time.Time // the last one; zero: none did
+	pause time.Duration
+}
+
+// watch begins a watch, after a pause if that is due.
+func (p *pace) watch(ctx context.Context, begin func() (watch.Interface, error)) (watch.Interface, error) {
+	if err := sleep(ctx, p.next(time.Now())); err != nil {
+		return nil, err
+	}
+	w, err := begin()
+	if err == nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.began = time.Now()
+	}
+	return w, err
+}
+
+// next is how long to wait at now.
+func (p *pace) next(now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.began.IsZero() || now.Sub(p.began) >= shortWatch {
+		p.pause = 0
+		return 0
+	}
+	p.pause = min(max(2*p.pause, firstPause), longestPause)
+	return p.pause
+}
+
+// watchNamed calls changed, from one goroutine at a time, until ctx ends.
+func watchNamed[T runtime.Object, L runtime.Object](ctx context.Context, clients kubernetes.Interface, name string, example T, client lister[L], changed func(watched[T])) {
+	informer := cache.NewSharedIndexInformer(namedListWatch(name, client, clients), example, 0, cache.Indexers{})
 	var mu sync.Mutex
 	tell := func(err error) { // what is there is read from the store, so that the last one to tell is right
 		mu.Lock()

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -43,9 +44,15 @@ type tableRow struct {
 	name     string
 	chain    []certs.KeyPair
 	bundle   []byte
-	byURL    bool // dialled as https://127.0.0.1, not as a Service
+	byURL    bool   // dialled as https://127.0.0.1, not as a Service
+	urlHost  string // instead of 127.0.0.1
 	works    bool
 	counters []certs.Counter
+	// What is odd about the server.
+	tls     func(*tls.Config)
+	accept  func(net.Conn) net.Conn // every connection; nil: none is left
+	plain   bool                    // HTTP
+	seconds int32                   // the webhook's timeoutSeconds; zero: 10
 }
 
 // tableRows are the table of facts, then what else an API server may meet. Every certificate is
@@ -130,12 +137,12 @@ func tableRows(t *testing.T, host func(row int) string) []tableRow {
 	rows[len(rows)-1].byURL = true
 	row("URL with an address, which is the CN", leaf(withoutSAN, commonName("127.0.0.1")), false, certs.WebhookMissingSAN)
 	rows[len(rows)-1].byURL = true
-	return rows
+	return append(rows, oddRows(t, ca, host, len(rows))...)
 }
 
 // For each certificate: the call's result and the delta of all four counters, as measured once,
-// as Verify predicts, and as they are now.
-func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
+// as the audit predicts, and as they are now.
+func TestEveryCertificateDoesWhatTheAuditPredicts(t *testing.T) {
 	ctx := story.Within(t, 3*time.Minute)
 	config := rest.CopyConfig(installed.RESTConfig)
 	config.QPS = -1
@@ -148,7 +155,7 @@ func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
 	// One configuration with a webhook for each row. Only objects with the row's label go there.
 	hooks := &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "certificate-table"}}
 	for i, row := range rows {
-		port := strangerServer(t, row.chain, http.HandlerFunc(admitEverything))
+		port := oddServer(t, row)
 		webhook := admissionv1.MutatingWebhook{
 			Name:                    fmt.Sprintf("row-%d.e2e.tracehook.dev", i),
 			AdmissionReviewVersions: []string{"v1"},
@@ -156,13 +163,14 @@ func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
 			FailurePolicy:           new(admissionv1.Fail),
 			ObjectSelector:          &metav1.LabelSelector{MatchLabels: map[string]string{label: strconv.Itoa(i)}},
 			ClientConfig:            admissionv1.WebhookClientConfig{CABundle: row.bundle},
+			TimeoutSeconds:          new(cmp.Or(row.seconds, 10)),
 			Rules: []admissionv1.RuleWithOperations{{
 				Operations: []admissionv1.OperationType{admissionv1.Create},
 				Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}},
 			}},
 		}
 		if row.byURL {
-			webhook.ClientConfig.URL = new(fmt.Sprintf("https://127.0.0.1:%d/", port))
+			webhook.ClientConfig.URL = new(fmt.Sprintf("https://%s:%d/", cmp.Or(row.urlHost, "127.0.0.1"), port))
 		} else {
 			webhook.ClientConfig.Service = &admissionv1.ServiceReference{Namespace: "default", Name: service(i), Port: new(int32(port))}
 			leadToLocalhost(ctx, t, clients, service(i))
@@ -177,14 +185,24 @@ func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	report, err := certs.Audit(ctx, certs.AuditOptions{Clients: clients, Dynamic: dynamic.NewForConfigOrDie(config), Now: time.Now(), OnAPIServer: true})
+	if err != nil || report.Incomplete {
+		t.Fatalf("%v, %q", err, report.Problems)
+	}
+	audited := map[string]certs.EndpointReport{}
+	for _, target := range report.Targets {
+		if target.Name == hooks.Name {
+			audited[target.Webhook] = target.Endpoints[0]
+		}
+	}
+
 	for i, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
-			name := host(i)
-			if row.byURL {
-				name = "127.0.0.1"
+			findings := audited[hooks.Webhooks[i].Name].Findings
+			if audited[hooks.Webhooks[i].Name].Call == nil {
+				t.Fatalf("the audit predicts nothing: %v", findings)
 			}
-			findings := certs.Verify(certificatesOf(row.chain), certs.Trust{Bundle: row.bundle}, name, time.Now())
-			predicted := certs.Predict(findings)
+			predicted := *audited[hooks.Webhooks[i].Name].Call
 
 			const calls = 2
 			before := allCounters(ctx, t, clients)
@@ -198,7 +216,7 @@ func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
 				case (err == nil) != row.works:
 					t.Errorf("the call ends with %v; when measured it worked: %t", err, row.works)
 				case (err == nil) != predicted.Works:
-					t.Errorf("the call ends with %v; Verify predicts that it works: %t, for %v", err, predicted.Works, findings)
+					t.Errorf("the call ends with %v; the audit predicts that it works: %t, for %v", err, predicted.Works, findings)
 				}
 			}
 			moved := minus(allCounters(ctx, t, clients), before)
@@ -206,7 +224,7 @@ func TestEveryCertificateDoesWhatVerifyPredicts(t *testing.T) {
 				t.Errorf("counters moved by %v; when measured it was %v", moved, want)
 			}
 			if want := times(calls, predicted.Counters); moved != want {
-				t.Errorf("counters moved by %v; Verify predicts %v, for %v", moved, want, findings)
+				t.Errorf("counters moved by %v; the audit predicts %v, for %v", moved, want, findings)
 			}
 		})
 	}
@@ -338,6 +356,36 @@ func leadToLocalhost(ctx context.Context, t *testing.T, clients kubernetes.Inter
 // strangerServer serves a certificate that tracehook would not make. Every call shakes hands anew.
 func strangerServer(t *testing.T, chain []certs.KeyPair, handler http.Handler) (port int) {
 	t.Helper()
+	return serveOddly(t, tableRow{chain: chain}, handler)
+}
+
+// oddServer is the server of a row.
+func oddServer(t *testing.T, row tableRow) (port int) {
+	t.Helper()
+	return serveOddly(t, row, http.HandlerFunc(admitEverything))
+}
+
+// oddListener changes what it accepts.
+type oddListener struct {
+	net.Listener
+	accept func(net.Conn) net.Conn
+}
+
+func (l oddListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil || l.accept == nil {
+			return c, err
+		}
+		if c = l.accept(c); c != nil {
+			return c, nil
+		}
+	}
+}
+
+func serveOddly(t *testing.T, row tableRow, handler http.Handler) (port int) {
+	t.Helper()
+	chain := row.chain
 	pair := tls.Certificate{PrivateKey: chain[0].Key}
 	for _, c := range chain {
 		pair.Certificate = append(pair.Certificate, c.Certificate.Raw)
@@ -360,7 +408,18 @@ func strangerServer(t *testing.T, chain []certs.KeyPair, handler http.Handler) (
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	server.SetKeepAlivesEnabled(false)
-	go func() { _ = server.ServeTLS(listener, "", "") }() // ends with Close
+	server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){} // HTTP/2 has wishes of its own about cipher suites
+	if row.tls != nil {
+		row.tls(server.TLSConfig)
+	}
+	odd := oddListener{listener, row.accept}
+	go func() { // ends with Close
+		if row.plain {
+			_ = server.Serve(odd)
+		} else {
+			_ = server.ServeTLS(odd, "", "")
+		}
+	}()
 	t.Cleanup(func() { server.Close() })
 	return listener.Addr().(*net.TCPAddr).Port
 }

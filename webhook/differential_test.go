@@ -85,7 +85,7 @@ func TestRandomCustomResourcesChangeInTheFieldsWeOwnAndNowhereElse(t *testing.T)
 	}
 }
 
-func newDifferentialHandler(t *testing.T) http.Handler {
+func newDifferentialHandler(t testing.TB) http.Handler {
 	t.Helper()
 	handler, err := New(Options{
 		Mutators: Chain{

@@ -6,12 +6,14 @@
 //	  │
 //	  ├─ handler.go       deadline from ?timeout=
 //	  ├─ review.go        AdmissionReview → Request, strictly, in one pass; objects stay raw JSON
-//	  │    └─ scan.go        the strict reader of JSON
+//	  │    ├─ scan.go        the strict reader of JSON
+//	  │    └─ salvage.go     whose request it is that the strict reader refused
 //	  ├─ handler.go       otelhttp: SERVER span below the API server's, if it is an admission request
 //	  ├─ mutator.go       each Mutator of the Chain in an INTERNAL span `mutate <name>`
 //	  │    ├─ tracecontext.go    span context → annotation, by the table below
 //	  │    │    └─ lineage.go      controller owner → what it has stored
 //	  │    └─ environment.go     annotation → environment of containers
+//	  ├─ fits.go          would the API server still take the object?
 //	  ├─ patch.go         raw object + wanted changes → RFC 6902 operations
 //	  └─ respond.go       how it ended → HTTP status and AdmissionReview
 //
@@ -40,7 +42,8 @@
 //	UPDATE   as it was, desired state changed      this request               updated
 //	UPDATE   only metadata or status changed       untouched                  untouched
 //	any      of the trace of this request          untouched                  same_trace
-//	others: DELETE, CONNECT, subresources, mirror Pods, no object             excluded
+//	others: DELETE, CONNECT, subresources, mirror Pods, no object,            excluded
+//	        what is not stored (SubjectAccessReview, Binding, …)
 //
 // The desired state is everything outside metadata and status. A stamp of ours that
 // comes back was not chosen by a client: `kubectl rollout undo` writes an old
@@ -71,19 +74,33 @@
 //	outcome      error.type              HTTP  patch  span    log    when
 //	patched      -                       200   yes    unset   debug  the object is to be changed
 //	unchanged    -                       200   no     unset   debug  nothing to do
+//	patched      annotations_full        200   yes    unset   warn   they would be too long with ours: ours are removed
+//	left_alone   annotations_full        200   no     unset   warn   a patch would make them too long for the API server
+//	left_alone   object_full             200   no     unset   warn   a patch might make the object too large for etcd
+//	left_alone   odd_review              200   no     unset   warn   something in it is not as an API server writes it
 //	failed_open  mutator_error           200   no     error   error  a mutator returned an error
 //	failed_open  mutator_panic           200   no     error   error  a mutator panicked
-//	failed_open  deadline_exceeded       200   no     error   error  a mutator ran out of the caller's ?timeout=
+//	failed_open  deadline_exceeded       200   no     error   error  the review or a mutator took all of the caller's ?timeout=
 //	unanswered   write_error             200   -      error   error  the caller went before it had the answer
 //	refused      method_not_allowed      405   -      none    warn   not POST
 //	refused      unsupported_media_type  415   -      none    warn   not application/json
 //	refused      unreadable_body         400   -      none    warn   the caller broke off, or was too slow
 //	refused      empty_body              400   -      none    warn   nothing in it
 //	refused      body_too_large          413   -      none    warn   more than Options.MaxBodyBytes
-//	refused      overloaded              503   -      none   warn   too many bytes of requests at once; see ServerOptions.MaxBytesInFlight
-//	refused      malformed_review        400   -      none    warn   not strict JSON, or a field of a wrong type
+//	refused      overloaded              503   -      none    warn   too many bytes of requests at once; see ServerOptions.MaxBytesInFlight
+//	refused      malformed_review        400   -      none    warn   the same as odd_review, and no UID to be found
 //	refused      unsupported_version     400   -      none    warn   not an admission.k8s.io/v1 AdmissionReview
-//	refused      no_request              400   -      none    warn   without request, UID or operation
+//	refused      no_request              400   -      none    warn   without request or UID
+//
+// An odd review has, for example, the same name twice in an object, a field of the wrong
+// type, half a surrogate pair, more than 10,000 levels or 65,536 names. Where UID, kind
+// or request is there twice, nobody knows whose request it is.
+//
+// No patch makes the API server refuse the request. What a mutator wants is left out, with a
+// warning to the client, where the annotations would be longer than 262,144 bytes (keys
+// and values), or the object might outgrow the 1.5 MiB that etcd takes. Then the
+// mutator's span has the attribute `tracehook.withheld`. Annotations that we stored earlier
+// are removed if the object is too large with them and not without.
 //
 // Both attributes are on the SERVER span and on the metrics. A refused call has no span,
 // so that none of the sampler's budget goes to it. Of log records at warn and error one in

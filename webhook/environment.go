@@ -62,7 +62,7 @@ func (e Environment) Mutate(_ context.Context, req *Request, resp *Response) err
 	if len(variables) == 0 {
 		return nil
 	}
-	containers, err := readContainers(req.Object.field("spec"))
+	containers, err := readContainers(req.Object.spec)
 	if err != nil {
 		return fmt.Errorf("read the pod's containers: %w", err)
 	}

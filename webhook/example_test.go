@@ -102,13 +102,15 @@ func ExampleMutator() {
 		return nil
 	})
 
-	pod, err := webhook.ParseObject([]byte(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}`))
+	req := &webhook.Request{
+		Operation: admissionv1.Create, Namespace: "shop",
+		Object: webhook.Object{Raw: []byte(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}`)},
+	}
+	resp, err := webhook.NewResponse(req)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	req := &webhook.Request{Operation: admissionv1.Create, Namespace: "shop", Object: pod}
-	resp := webhook.NewResponse(req)
 	err = owner.Mutate(context.Background(), req, resp)
 
 	fmt.Println(err)

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -160,6 +161,8 @@ type call struct {
 	decoder  reviewDecoder
 	request  Request
 	response Response
+	early    result   // that came of reading the review, if one did
+	withheld withheld // of what the mutators wanted
 	patch    []byte
 	out      []byte
 }
@@ -244,9 +247,13 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 	if res, ok := h.read(w, r, c); !ok {
 		return res, false
 	}
+	c.early, c.decoder.deadline = result{}, c.deadline()
 	if err := c.decoder.decode(c.body.Bytes(), &c.request); err != nil {
-		c.request = Request{} // half a request must not look like one in log and metric
-		return undecodable(err), false
+		c.early = undecodable(err, c.request.UID != "")
+		if !c.early.understood() {
+			c.request = Request{} // half a request must not look like one in log and metric
+			return c.early, false
+		}
 	}
 	return result{}, true
 }
@@ -254,11 +261,15 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 // answer goes the way of an admission request up to its result.
 func (h *handler) answer(ctx context.Context, c *call) result {
 	c.request.SpanContext = trace.SpanContextFromContext(ctx)
-	c.response.object = &c.request.Object
+	c.response.object, c.withheld = &c.request.Object, nothingWithheld
 	if c.request.SpanContext.IsSampled() {
 		// From the audit event to the trace; the UID on the span is the way back.
 		c.response.AuditAnnotation("trace-id", c.request.SpanContext.TraceID().String())
 		c.response.AuditAnnotation("span-id", c.request.SpanContext.SpanID().String())
+	}
+
+	if c.early.err != nil {
+		return c.early
 	}
 
 	// Not cancelled with the connection or the server's context: while the server
@@ -272,7 +283,10 @@ func (h *handler) answer(ctx context.Context, c *call) result {
 	}
 	var operations int
 	c.patch, operations = appendPatch(c.patch[:0], &c.request.Object, c.response.changes)
-	if operations == 0 {
+	switch {
+	case c.withheld != nothingWithheld:
+		return withheldFrom(c.withheld, c.patch, operations)
+	case operations == 0:
 		return unchanged()
 	}
 	return patched(c.patch, operations)
@@ -321,12 +335,19 @@ func (h *handler) mutate(ctx context.Context, i int, c *call) (res result, ok bo
 			h.telemetry.panicked(ctx, &c.request, debug.Stack())
 		}
 	}()
+	if err := ctx.Err(); err != nil {
+		return mutatorFailed(step.Name, err), false
+	}
 	if selective, ok := step.Mutator.(Selective); ok && !selective.Wants(&c.request, &c.response) {
 		return result{}, true
 	}
 	ctx, span = h.telemetry.mutate(ctx, h.spanNames[i])
+	before := slices.Clone(c.response.changes)
 	if err := step.Mutator.Mutate(ctx, &c.request, &c.response); err != nil {
 		return mutatorFailed(step.Name, err), false
+	}
+	if reason := c.withhold(step, before); reason != nothingWithheld {
+		h.telemetry.withheld(span, reason)
 	}
 	return result{}, true
 }

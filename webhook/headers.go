@@ -26,6 +26,8 @@ const (
 	mostText = 256
 	// mostErrorText is the same for an error.
 	mostErrorText = 512
+	// traceparentBytes is how long every traceparent of version 00 is.
+	traceparentBytes = 55
 )
 
 // clean makes a text that came from outside fit for a span or a log line: valid UTF-8, and
@@ -78,11 +80,15 @@ func (t traceContext) Extract(ctx context.Context, carrier propagation.TextMapCa
 	if len(traceparents) != 1 {
 		return ctx
 	}
+	tracestates := headers.Values("tracestate")
+	if len(tracestates) == 0 && len(traceparents[0]) == traceparentBytes {
+		return t.TraceContext.Extract(ctx, carrier) // the usual case
+	}
 	span := cause.Parse(strings.Trim(traceparents[0], " \t"), "")
 	if !span.IsValid() {
 		return ctx
 	}
-	if tracestates := headers.Values("tracestate"); len(tracestates) > 0 {
+	if len(tracestates) > 0 {
 		span = span.WithTraceState(readTracestate(tracestates))
 	}
 	return trace.ContextWithRemoteSpanContext(ctx, span)

@@ -466,7 +466,7 @@ func (h *observer) read(ctx context.Context, o *observation) {
 		// That it is a v1beta1 review, or not strictly JSON, is between its sender and
 		// its reader; what is needed may be there all the same.
 		err := new(reviewDecoder).decode(body, &o.request)
-		if errors.Is(err, ErrMalformed) || errors.Is(err, ErrNoRequest) {
+		if errors.Is(err, ErrNoRequest) {
 			o.request = Request{}
 		}
 		anyUID = errors.Is(err, ErrUnsupportedVersion) // in v1beta1 API servers do not look at it

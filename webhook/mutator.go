@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 )
@@ -119,43 +120,39 @@ func (r *Response) AuditAnnotation(key, value string) {
 	r.audit = append(r.audit, change{key: key, value: value})
 }
 
-// ParseObject reads an object, JSON, as the handler reads those of a review. It is for
-// unit tests, which make a Request of it:
+// NewResponse returns an empty Response to req. It is for unit tests of a Mutator, which
+// need neither a server nor a review:
 //
-//	pod, err := webhook.ParseObject([]byte(`{"kind": "Pod", "metadata": {"name": "web"}}`))
-//	req := &webhook.Request{Operation: admissionv1.Create, Object: pod}
-//	resp := webhook.NewResponse(req)
+//	req := &webhook.Request{
+//		Operation: admissionv1.Create,
+//		Object:    webhook.Object{Raw: []byte(`{"kind": "Pod", "metadata": {"name": "web"}}`)},
+//	}
+//	resp, err := webhook.NewResponse(req)
 //	err = mutator.Mutate(ctx, req, resp)
 //	// resp.Patch(), resp.Annotation(…), resp.Warnings()
 //
-// It refers to raw, which must not change. The error says where raw is not strictly
-// JSON, or no object of Kubernetes.
-func ParseObject(raw []byte) (Object, error) {
+// It reads the Raw of both objects as the handler reads a review, so call it before req is
+// used. The error says where one is not strictly JSON, or no object of Kubernetes.
+func NewResponse(req *Request) (*Response, error) {
 	var d reviewDecoder
-	var o Object
-	d.json.reset(raw)
-	err := d.rawObject(&o)
-	if err == nil {
-		err = d.json.end()
-	}
-	if errors.Is(err, errSyntax) {
-		err = explain(raw)
-	}
-	if err != nil {
-		return Object{}, fmt.Errorf("parse object: %w", err)
-	}
-	return o, nil
-}
-
-// NewResponse returns an empty Response to req, for unit tests; see ParseObject. It panics
-// if an object of req was not made by ParseObject: what is in its Raw would not be seen.
-func NewResponse(req *Request) *Response {
-	for _, o := range []*Object{&req.Object, &req.OldObject} {
-		if o.Raw != nil && o.fields == nil {
-			panic("webhook: NewResponse to a request whose object has nothing but Raw: make it with ParseObject")
+	for i, o := range []*Object{&req.Object, &req.OldObject} {
+		raw := o.Raw
+		if *o = (Object{}); raw == nil {
+			continue
+		}
+		d.json.reset(raw, time.Time{})
+		err := d.rawObject(o)
+		if err == nil {
+			err = d.json.end()
+		}
+		if errors.Is(err, errSyntax) {
+			err = explain(raw)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", [...]string{"object", "oldObject"}[i], err)
 		}
 	}
-	return &Response{object: &req.Object}
+	return &Response{object: &req.Object}, nil
 }
 
 // Patch returns the JSON Patch (RFC 6902) that makes the changes which were asked for;

@@ -51,7 +51,11 @@ func TestEveryMutatorCanBeCalledWithZeroValues(t *testing.T) {
 	}
 	for name, m := range map[string]webhook.Mutator{"trace context": stamp, "environment": webhook.Environment{Always: true}} {
 		for _, req := range []*webhook.Request{{}, {Operation: admissionv1.Create}, {Operation: admissionv1.Update}, {Operation: admissionv1.Delete}} {
-			for _, resp := range []*webhook.Response{{}, webhook.NewResponse(req)} {
+			empty, err := webhook.NewResponse(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, resp := range []*webhook.Response{{}, empty} {
 				if selective, ok := m.(webhook.Selective); ok && !selective.Wants(req, resp) {
 					continue
 				}
@@ -74,12 +78,11 @@ func TestAMutatorIsTestedWithAnObjectAndAnswersAPatch(t *testing.T) {
 		return nil
 	})
 	raw := `{"kind":"Pod","metadata":{"name":"web","annotations":{"a/b":"1","c":"2"},"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"web-1","uid":"u","controller":true}]},"spec":{"x":1.0}}`
-	pod, err := webhook.ParseObject([]byte(raw))
+	req := &webhook.Request{Operation: admissionv1.Create, Object: webhook.Object{Raw: []byte(raw)}}
+	resp, err := webhook.NewResponse(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	req := &webhook.Request{Operation: admissionv1.Create, Object: pod}
-	resp := webhook.NewResponse(req)
 	if err := m.Mutate(t.Context(), req, resp); err != nil {
 		t.Fatal(err)
 	}
@@ -97,32 +100,51 @@ func TestAMutatorIsTestedWithAnObjectAndAnswersAPatch(t *testing.T) {
 	}
 }
 
-func TestAnObjectThatIsNoneIsRefusedWithAReason(t *testing.T) {
+func TestAnObjectThatIsNoneIsAnErrorWithAReason(t *testing.T) {
 	for raw, want := range map[string]string{
 		`{`:                                    "unexpected",
 		`[]`:                                   "",
 		`{"metadata":{"annotations":"x"}}`:     "",
 		`{"metadata":{"annotations":{"x":1}}}`: "an annotation's value is not a string",
 		`{} {}`:                                "after",
-		`{"a":1,"a":2}`:                        "duplicate",
-		``:                                     "not strictly JSON",
+		`{"a":1,"a":2}`:                        "the same name twice",
+		``:                                     "not JSON",
 	} {
-		_, err := webhook.ParseObject([]byte(raw))
-		if err == nil || !strings.HasPrefix(err.Error(), "parse object: ") || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want in it %q", raw, err, want)
+		for name, req := range map[string]*webhook.Request{
+			"object":    {Object: webhook.Object{Raw: []byte(raw)}},
+			"oldObject": {OldObject: webhook.Object{Raw: []byte(raw)}},
+		} {
+			_, err := webhook.NewResponse(req)
+			if err == nil || !strings.HasPrefix(err.Error(), "read "+name+": ") || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, want in it %q", raw, err, want)
+			}
 		}
-	}
-	if o, err := webhook.ParseObject([]byte("null")); err != nil || o.Raw != nil {
-		t.Errorf("null: got %s, %v", o.Raw, err)
 	}
 }
 
-// Its annotations would be missed without a word.
-func TestAnObjectThatNobodyHasReadIsNoticed(t *testing.T) {
-	defer func() {
-		if recover() == nil {
-			t.Error("no panic")
+// The stamp compares the two states of an object.
+func TestBothObjectsOfAnUpdateAreRead(t *testing.T) {
+	stamp, err := webhook.NewTraceContext(webhook.TraceContextOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled})
+	before := `{"metadata":{"labels":{"a":"b"}},"spec":{"replicas":1}}`
+	for after, stamped := range map[string]bool{
+		`{"metadata":{"labels":{"a":"c"}},"spec":{"replicas":1}}`: false,
+		`{"metadata":{"labels":{"a":"b"}},"spec":{"replicas":2}}`: true,
+	} {
+		req := &webhook.Request{Operation: admissionv1.Update, SpanContext: span,
+			Object: webhook.Object{Raw: []byte(after)}, OldObject: webhook.Object{Raw: []byte(before)}}
+		resp, err := webhook.NewResponse(req)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	webhook.NewResponse(&webhook.Request{Object: webhook.Object{Raw: []byte(`{"metadata":{"annotations":{"a":"b"}}}`)}})
+		if err := stamp.Mutate(t.Context(), req, resp); err != nil {
+			t.Fatal(err)
+		}
+		if got := resp.Patch() != nil; got != stamped {
+			t.Errorf("%s: patch %s", after, resp.Patch())
+		}
+	}
 }

@@ -18,6 +18,10 @@ type ending int
 const (
 	endPatched ending = iota
 	endUnchanged
+	endAnnotationsFull
+	endObjectFull
+	endMadeRoom
+	endOddReview
 	endMutatorFailed
 	endMutatorPanicked
 	endOutOfTime
@@ -43,6 +47,10 @@ var endingTable = [endings]struct {
 }{
 	endPatched:              {http.StatusOK, "patched", ""},
 	endUnchanged:            {http.StatusOK, "unchanged", ""},
+	endAnnotationsFull:      {http.StatusOK, "left_alone", "annotations_full"},
+	endObjectFull:           {http.StatusOK, "left_alone", "object_full"},
+	endMadeRoom:             {http.StatusOK, "patched", "annotations_full"},
+	endOddReview:            {http.StatusOK, "left_alone", "odd_review"},
 	endMutatorFailed:        {http.StatusOK, "failed_open", "mutator_error"},
 	endMutatorPanicked:      {http.StatusOK, "failed_open", "mutator_panic"},
 	endOutOfTime:            {http.StatusOK, "failed_open", "deadline_exceeded"},
@@ -65,6 +73,9 @@ func (e ending) errorType() string { return endingTable[e].errorType }
 // understood: it was an admission request, whatever came of it.
 func (e ending) understood() bool { return e.status() == http.StatusOK }
 
+// failed: something of ours did, or nobody took the answer.
+func (e ending) failed() bool { return e.outcome() == "failed_open" || e.outcome() == "unanswered" }
+
 // result is how one call ended, with what belongs to it.
 type result struct {
 	ending
@@ -86,6 +97,26 @@ func patched(patch []byte, operations int) result {
 
 // unchanged: there is nothing to do for this object.
 func unchanged() result { return result{ending: endUnchanged} }
+
+// withheldFrom: not all that mutators wanted is done, for the API server would refuse it.
+// That is not their fault, nor anybody's, and the client has a warning.
+func withheldFrom(w withheld, patch []byte, operations int) result {
+	switch {
+	case operations > 0 && w == withheldRoom:
+		return result{ending: endMadeRoom, err: errAnnotationsFull, patch: patch, operations: operations}
+	case operations > 0:
+		return patched(patch, operations)
+	case w == withheldSize:
+		return result{ending: endObjectFull, err: errors.New("the object might become too large for etcd")}
+	}
+	return result{ending: endAnnotationsFull, err: errAnnotationsFull}
+}
+
+var errAnnotationsFull = errors.New("the annotations would become too long for the API server")
+
+// oddReview: it is known whose request it is, and it or its object is not as an API server
+// writes it, as far as we read it. What a patch of ours would do to it is not known.
+func oddReview(err error) result { return result{ending: endOddReview, err: err} }
 
 // mutatorFailed and mutatorPanicked fail open: something of ours broke after the
 // request's UID was known. The user's request has nothing to do with that, so it
@@ -139,9 +170,15 @@ func overloaded(err error) result {
 	return result{ending: endOverloaded, err: fmt.Errorf("read the body: %w", err)}
 }
 
-// undecodable maps what decode refused.
-func undecodable(err error) result {
+// undecodable maps what decode refused; known says that the request's UID is known.
+func undecodable(err error, known bool) result {
 	switch {
+	case errors.Is(err, context.DeadlineExceeded) && known:
+		return result{ending: endOutOfTime, err: err}
+	case errors.Is(err, context.DeadlineExceeded):
+		return unreadableBody(err)
+	case errors.Is(err, ErrMalformed) && known:
+		return oddReview(err)
 	case errors.Is(err, ErrUnsupportedVersion):
 		return result{ending: endUnsupportedVersion, err: err}
 	case errors.Is(err, ErrNoRequest):

@@ -7,18 +7,20 @@ package webhook
 // are refused, names are case-sensitive, escaped names are understood. A lax
 // reader in front of a strict API server would see another document than the
 // API server does. Objects are never decoded into a type: they stay the bytes
-// that the API server sent, with the places of the metadata remembered.
+// that the API server sent, with the places of the metadata remembered. What the
+// strict reader refuses salvage.go looks at again, for whose request it is.
 //
-// Errors: ErrMalformed, ErrUnsupportedVersion, ErrNoRequest.
+// Errors: ErrMalformed, ErrUnsupportedVersion, ErrNoRequest; that the deadline has passed.
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Reasons why a body is no review that can be answered.
@@ -36,11 +38,16 @@ type reviewDecoder struct {
 	json scanner
 	// Strings that most reviews have in common: see common.
 	known map[string]string
+	// When to give up; zero: never.
+	deadline time.Time
 }
 
 // decode reads body into r, which must be zero. r refers to body.
+//
+// Where the body is malformed, or time has run out, r holds what is known of the request
+// all the same, but none of its objects. Its UID is empty where nobody can be answered.
 func (d *reviewDecoder) decode(body []byte, r *Request) error {
-	d.json.reset(body)
+	d.json.reset(body, d.deadline)
 	var kind, apiVersion string
 	hasRequest := false
 	err := d.json.object(func(name []byte) error {
@@ -60,13 +67,20 @@ func (d *reviewDecoder) decode(body []byte, r *Request) error {
 	if err == nil {
 		err = d.json.end()
 	}
-	if errors.Is(err, errSyntax) {
-		err = explain(body)
-	}
 	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		*r = Request{UID: r.UID, Kind: r.Kind, Resource: r.Resource, SubResource: r.SubResource, Name: r.Name, Namespace: r.Namespace, Operation: r.Operation}
+		return fmt.Errorf("read the review: %w", err)
 	case err != nil:
+		*r = salvage(body)
+		if isGrammar(err) {
+			err = fmt.Errorf("at byte %d: %w", d.json.pos, err)
+			if r.UID == "" && len(body) <= mostExplained {
+				err = explain(body)
+			}
+		}
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
-	case kind != "AdmissionReview" || apiVersion != admissionv1.SchemeGroupVersion.String():
+	case kind != "AdmissionReview" || apiVersion != reviewVersion:
 		return fmt.Errorf("%w: got kind %q, apiVersion %q; list only v1 in the webhook's admissionReviewVersions",
 			ErrUnsupportedVersion, clip(kind), clip(apiVersion))
 	case !hasRequest:
@@ -74,37 +88,48 @@ func (d *reviewDecoder) decode(body []byte, r *Request) error {
 	case r.UID == "":
 		return fmt.Errorf("%w: request.uid is empty", ErrNoRequest)
 	case r.Operation == "":
-		return fmt.Errorf("%w: request.operation is empty", ErrNoRequest)
+		*r = salvage(body)
+		return fmt.Errorf("%w: request.operation is empty", ErrMalformed)
 	}
 	return nil
 }
 
+// reviewVersion is the apiVersion of the reviews that are understood.
+var reviewVersion = admissionv1.SchemeGroupVersion.String()
+
 func (d *reviewDecoder) request(r *Request) error {
 	return d.json.object(func(name []byte) error {
 		switch string(name) {
-		case "uid":
-			return d.string((*string)(&r.UID))
-		case "kind":
-			return d.group(&r.Kind.Group, &r.Kind.Version, "kind", &r.Kind.Kind)
-		case "resource":
-			return d.group(&r.Resource.Group, &r.Resource.Version, "resource", &r.Resource.Resource)
-		case "subResource":
-			return d.common(&r.SubResource)
-		case "name":
-			return d.string(&r.Name)
-		case "namespace":
-			return d.common(&r.Namespace)
-		case "operation":
-			return d.common((*string)(&r.Operation))
-		case "dryRun":
-			return d.bool(&r.DryRun)
 		case "object":
 			return d.rawObject(&r.Object)
 		case "oldObject":
 			return d.rawObject(&r.OldObject)
 		}
-		return d.json.skip() // userInfo and options among them
+		return d.requestField(name, r)
 	})
+}
+
+// requestField reads a field of a request that is no object.
+func (d *reviewDecoder) requestField(name []byte, r *Request) error {
+	switch string(name) {
+	case "uid":
+		return d.string((*string)(&r.UID))
+	case "kind":
+		return d.group(&r.Kind.Group, &r.Kind.Version, "kind", &r.Kind.Kind)
+	case "resource":
+		return d.group(&r.Resource.Group, &r.Resource.Version, "resource", &r.Resource.Resource)
+	case "subResource":
+		return d.common(&r.SubResource)
+	case "name":
+		return d.string(&r.Name)
+	case "namespace":
+		return d.common(&r.Namespace)
+	case "operation":
+		return d.common((*string)(&r.Operation))
+	case "dryRun":
+		return d.bool(&r.DryRun)
+	}
+	return d.json.skip() // userInfo and options among them
 }
 
 // group reads a group-version-kind or group-version-resource.
@@ -128,15 +153,23 @@ func (d *reviewDecoder) rawObject(o *Object) error {
 		return d.json.skip()
 	}
 	start := d.json.pos
-	o.fields = o.fieldSpace[:0]
 	err := d.json.object(func(name []byte) error {
-		if string(name) == "metadata" && d.json.peek() != 'n' {
+		if string(name) == "metadata" {
+			if d.json.peek() == 'n' {
+				return d.json.skip()
+			}
 			o.hasMetadata = true
-			o.fields = append(o.fields, member{name: name})
 			return d.metadata(o)
 		}
 		value, err := d.json.value()
-		o.fields = append(o.fields, member{name: name, value: value})
+		switch string(name) {
+		case "status":
+		case "spec":
+			o.spec, o.specHash = value, d.json.hash(value)
+		default:
+			// A sum, for the fields may come in any order; odd times any hash is one to one.
+			o.otherHash += (d.json.hash(name) | 1) * d.json.hash(value)
+		}
 		return err
 	})
 	if err != nil {
@@ -147,20 +180,19 @@ func (d *reviewDecoder) rawObject(o *Object) error {
 }
 
 func (d *reviewDecoder) metadata(o *Object) error {
-	return d.json.object(func(name []byte) (err error) {
+	return d.json.object(func(name []byte) error {
 		if d.json.peek() == 'n' {
 			return d.json.skip()
 		}
 		switch string(name) {
 		case "annotations":
 			o.hasAnnotations = true
-			return d.annotations(o)
-		case "ownerReferences":
-			if d.json.peek() != '[' {
-				return errors.New("ownerReferences are not a list")
-			}
-			o.owners, err = d.json.value()
+			start := d.json.pos
+			err := d.annotations(o)
+			o.annotationBytes = d.json.pos - start
 			return err
+		case "ownerReferences":
+			return d.json.array(func(int) error { return d.ownerReference(o) })
 		}
 		return d.json.skip()
 	})
@@ -181,36 +213,31 @@ func (d *reviewDecoder) annotations(o *Object) error {
 	})
 }
 
-// errFound ends a walk early.
-var errFound = errors.New("found")
-
-// readControllerOwner reads a list of owner references up to the controller's. One
-// that is not as Kubernetes writes it is no controller.
-func readControllerOwner(list []byte) (owner metav1.OwnerReference, ok bool) {
-	d := reviewDecoder{json: scanner{doc: list}}
-	err := d.json.array(func(int) error {
-		reference, controller := metav1.OwnerReference{}, false
-		err := d.json.object(func(name []byte) error {
-			switch string(name) {
-			case "apiVersion":
-				return d.string(&reference.APIVersion)
-			case "kind":
-				return d.string(&reference.Kind)
-			case "name":
-				return d.string(&reference.Name)
-			case "uid":
-				return d.string((*string)(&reference.UID))
-			case "controller":
-				return d.bool(&controller)
-			}
-			return d.json.skip()
-		})
-		if err == nil && controller {
-			owner, err = reference, errFound
+// ownerReference reads one, and remembers the first that is the controller's.
+func (d *reviewDecoder) ownerReference(o *Object) error {
+	var reference ownerReference
+	controller := false
+	err := d.json.object(func(name []byte) (err error) {
+		switch string(name) {
+		case "apiVersion":
+			reference.apiVersion, err = d.stringBytes()
+		case "kind":
+			reference.kind, err = d.stringBytes()
+		case "name":
+			reference.name, err = d.stringBytes()
+		case "uid":
+			reference.uid, err = d.stringBytes()
+		case "controller":
+			err = d.bool(&controller)
+		default:
+			err = d.json.skip()
 		}
 		return err
 	})
-	return owner, errors.Is(err, errFound)
+	if controller && !o.owned {
+		o.owned, o.owner = true, reference
+	}
+	return err
 }
 
 // string reads a string; null leaves s as it is.

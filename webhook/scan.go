@@ -1,50 +1,90 @@
 package webhook
 
 // Stage: the bytes of a JSON document in, its objects and arrays out, member by
-// member. Pure.
+// member. Pure, but for a look at the clock.
 //
 // It accepts what jsontext accepts with its strict defaults and nothing else
-// (FuzzScannerAgreesWithJSONText), in less than half of the time, which was half of a
-// call's. What it refuses jsontext reads again, to say why: see explain.
+// (FuzzScannerAgreesWithJSONText), but for documents with more than mostNames names at
+// once, in less than half of the time, which was half of a call's. Time and memory are
+// linear in the document, whatever stands in it.
 //
-// Errors: errSyntax; a value of another type than was asked for.
+// Errors: errSyntax, errRepeatedName, errText, errDepth, errNames; that the deadline has
+// passed; a value of another type than was asked for.
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math/bits"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-var errSyntax = errors.New("not strictly JSON")
+var (
+	errSyntax       = errors.New("not JSON")
+	errRepeatedName = errors.New("an object has the same name twice")
+	errText         = errors.New("a string is not valid Unicode")
+	errDepth        = fmt.Errorf("nested deeper than %d", mostNested)
+	errNames        = fmt.Errorf("objects with more than %d names", mostNames)
+)
 
 const (
 	// mostNested is how deep jsontext goes.
 	mostNested = 10000
+	// mostNames of all objects that are open at once. Each is remembered, and what a
+	// Request keeps of an object is bounded with it; nobody's object has so many.
+	mostNames = 1 << 16
 	// Names of larger objects are found by hash: comparing each with each would let a
 	// caller buy minutes with megabytes.
 	mostCompared = 32
+	// lookEvery is after how many bytes the scanner looks at the clock.
+	lookEvery = 64 << 10
+	// A scanner that one odd document made large does not stay so.
+	keepNames, keepLevels = 4096, 256
 )
 
 // scanner walks a document from front to back. After an error it is good for nothing.
 type scanner struct {
-	doc   []byte
-	pos   int
-	depth int
-	names []span // of the members so far of all objects that pos is in
+	doc    []byte
+	pos    int
+	levels []level    // the objects and arrays that pos is in
+	names  []nameSpan // of the members so far of these objects
+	slots  []uint32   // the indexes of those that have one, one behind the other
+	spare  []byte     // for one name, unescaped
+	seed   maphash.Seed
+
+	deadline time.Time // zero: none
+	look     int       // where to look at the clock next
+}
+
+// level is an object or array that the scanner is in.
+type level struct {
+	end   byte // what it ends with
+	names objectNames
+}
+
+// nameSpan is where a name stands, and its hash if it has one.
+type nameSpan struct {
+	span
+	hash uint64
 }
 
 // span is where something stands in the document.
 type span struct{ start, end int }
 
-func (s *scanner) reset(doc []byte) {
-	*s = scanner{doc: doc, names: s.names[:0]}
+// reset makes the scanner read doc, until the deadline; the zero deadline is none.
+func (s *scanner) reset(doc []byte, deadline time.Time) {
+	if cap(s.names) > keepNames || cap(s.levels) > keepLevels || cap(s.spare) > keepNames {
+		*s = scanner{seed: s.seed}
+	}
+	*s = scanner{doc: doc, levels: s.levels[:0], names: s.names[:0], slots: s.slots[:0], spare: s.spare[:0], seed: s.seed, deadline: deadline, look: lookEvery}
 }
 
 // peek returns the first byte of what comes next, 0 at the end of the document.
@@ -77,24 +117,40 @@ func (s *scanner) value() ([]byte, error) {
 	return s.doc[start:s.pos:s.pos], nil
 }
 
-// skip reads one value.
+// skip reads one value. It does not call itself for what is in the value: 10,000 levels
+// would cost megabytes of stack.
 func (s *scanner) skip() error {
-	switch s.peek() {
-	case '{':
-		return s.object(nil)
-	case '[':
-		return s.array(nil)
-	case '"':
-		_, err := s.quoted()
-		return err
-	case 't':
-		return s.literal("true")
-	case 'f':
-		return s.literal("false")
-	case 'n':
-		return s.literal("null")
+	bottom := len(s.levels)
+	for {
+		var err error
+		switch c := s.peek(); c {
+		case '{', '[':
+			var inside bool
+			if inside, err = s.enter(); inside && err == nil {
+				continue
+			}
+		case '"':
+			_, err = s.quoted()
+		case 't':
+			err = s.literal("true")
+		case 'f':
+			err = s.literal("false")
+		case 'n':
+			err = s.literal("null")
+		default:
+			err = s.number()
+		}
+		// After a value: the next one, or the end of what it is in.
+		for more := false; err == nil && !more; {
+			if len(s.levels) == bottom {
+				return nil
+			}
+			more, err = s.next()
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return s.number()
 }
 
 // object reads one object. member, which may be nil, gets each name, unescaped, and
@@ -103,36 +159,16 @@ func (s *scanner) object(member func(name []byte) error) error {
 	if s.peek() != '{' {
 		return s.wrongType("an object")
 	}
-	if err := s.open(); err != nil {
-		return err
+	if member == nil {
+		return s.skip()
 	}
-	names := objectNames{first: len(s.names)}
-	for c := s.peek(); c != '}'; {
-		start := s.pos
-		spelled, err := s.quoted()
-		if err != nil {
-			return err
-		}
-		name := span{start + 1, s.pos - 1}
-		if repeated := s.note(&names, name, spelled); repeated || s.peek() != ':' {
-			return errSyntax
-		}
-		s.pos++
-		if member == nil {
-			err = s.skip()
-		} else {
-			err = member(s.text(name))
-		}
-		if err != nil {
-			return err
-		}
-		if c, err = s.next('}'); err != nil {
+	more, err := s.enter()
+	for ; err == nil && more; more, err = s.next() {
+		if err = member(s.text(s.names[len(s.names)-1].span)); err != nil {
 			return err
 		}
 	}
-	s.close()
-	s.names = s.names[:names.first]
-	return nil
+	return err
 }
 
 // array reads one array. element, which may be nil, gets each index and must read
@@ -141,55 +177,79 @@ func (s *scanner) array(element func(i int) error) error {
 	if s.peek() != '[' {
 		return s.wrongType("an array")
 	}
-	if err := s.open(); err != nil {
-		return err
+	if element == nil {
+		return s.skip()
 	}
-	for i, c := 0, s.peek(); c != ']'; i++ {
-		var err error
-		if element == nil {
-			err = s.skip()
-		} else {
-			err = element(i)
-		}
-		if err != nil {
+	more, err := s.enter()
+	for i := 0; err == nil && more; i++ {
+		if err = element(i); err != nil {
 			return err
 		}
-		if c, err = s.next(']'); err != nil {
-			return err
+		more, err = s.next()
+	}
+	return err
+}
+
+// enter goes into the object or array that is next, past the name of the first member.
+// It is not inside where there is nothing in it.
+func (s *scanner) enter() (inside bool, err error) {
+	if len(s.levels) == mostNested {
+		return false, errDepth
+	}
+	l := level{end: s.doc[s.pos] + 2} // '{' and '}' are two apart, '[' and ']' too
+	l.names = objectNames{first: len(s.names), slots: len(s.slots)}
+	s.pos++
+	if s.peek() == l.end {
+		s.pos++
+		return false, nil
+	}
+	s.levels = append(s.levels, l)
+	if l.end == '}' {
+		err = s.name()
+	}
+	return true, err
+}
+
+// next goes on after a member or element: past a comma, and the name of a member, to more,
+// or past the end.
+func (s *scanner) next() (more bool, err error) {
+	if s.pos >= s.look {
+		if s.look = s.pos + lookEvery; !s.deadline.IsZero() && !time.Now().Before(s.deadline) {
+			return false, context.DeadlineExceeded
 		}
 	}
-	s.close()
-	return nil
-}
-
-func (s *scanner) open() error {
-	if s.depth == mostNested {
-		return errSyntax
-	}
-	s.depth++
-	s.pos++
-	return nil
-}
-
-func (s *scanner) close() {
-	s.depth--
-	s.pos++
-}
-
-// next goes on after a member or an element: past a comma to another one, or to the end.
-func (s *scanner) next(end byte) (byte, error) {
-	c := s.peek()
-	switch c {
-	case end:
+	l := &s.levels[len(s.levels)-1]
+	switch s.peek() {
+	case l.end:
+		s.pos++
+		s.names, s.slots = s.names[:l.names.first], s.slots[:l.names.slots]
+		s.levels = s.levels[:len(s.levels)-1]
+		return false, nil
 	case ',':
 		s.pos++
-		if c = s.peek(); c == end {
-			return 0, errSyntax
+		if s.peek(); l.end == '}' {
+			err = s.name()
 		}
-	default:
-		return 0, errSyntax
+		return true, err
 	}
-	return c, nil
+	return false, errSyntax
+}
+
+// name reads the name of a member, and its colon.
+func (s *scanner) name() error {
+	start := s.pos
+	spelled, err := s.quoted()
+	if err != nil {
+		return err
+	}
+	if err := s.note(&s.levels[len(s.levels)-1].names, span{start + 1, s.pos - 1}, spelled); err != nil {
+		return err
+	}
+	if s.peek() != ':' {
+		return errSyntax
+	}
+	s.pos++
+	return nil
 }
 
 // wrongType reads what is there instead.
@@ -201,28 +261,26 @@ func (s *scanner) wrongType(belongs string) error {
 	return fmt.Errorf("%s where %s belongs", jsontext.Value(value).Kind(), belongs)
 }
 
-// objectNames are the names of one object: a part of scanner.names, or an index where
+// objectNames are the names of one object: a part of scanner.names, and an index where
 // comparing would not do.
 type objectNames struct {
-	first  int
-	filter uint64 // a bit for each name; most names need not be compared with any other
-	index  map[string]struct{}
+	first   int
+	filter  uint64   // a bit for each name; most names need not be compared with any other
+	spelled spelling // of any of them
+	slots   int      // where the index begins in scanner.slots
+	indexed int      // so many of the names are in it
 }
 
-// note remembers a name, and says whether the object has it already.
-func (s *scanner) note(o *objectNames, name span, spelled spelling) (repeated bool) {
-	known := s.names[o.first:]
-	if o.index == nil && (spelled == spelledFreely || len(known) == mostCompared) {
-		o.index = make(map[string]struct{}, 2*mostCompared)
-		for _, n := range known {
-			o.index[string(s.text(n))] = struct{}{}
-		}
+// note remembers a name, and refuses one that the object has already.
+func (s *scanner) note(o *objectNames, name span, spelled spelling) error {
+	if len(s.names) == mostNames {
+		return errNames
 	}
-	if o.index != nil {
-		text := s.text(name)
-		_, repeated = o.index[string(text)]
-		o.index[string(text)] = struct{}{}
-		return repeated
+	s.names = append(s.names, nameSpan{span: name})
+	o.spelled = o.spelled || spelled
+	known := s.names[o.first : len(s.names)-1]
+	if len(known) >= mostCompared || bool(o.spelled) && len(known) > 0 {
+		return s.index(o)
 	}
 	raw := s.doc[name.start:name.end]
 	hash := len(raw)
@@ -233,13 +291,58 @@ func (s *scanner) note(o *objectNames, name span, spelled spelling) (repeated bo
 	if o.filter&bit != 0 {
 		for _, n := range known {
 			if bytes.Equal(s.doc[n.start:n.end], raw) {
-				return true
+				return errRepeatedName
 			}
 		}
 	}
 	o.filter |= bit
-	s.names = append(s.names, name)
-	return false
+	return nil
+}
+
+// index notes by their hash the names that are not in the object's index yet. Objects
+// in this one are read, so its index is the last one in scanner.slots.
+func (s *scanner) index(o *objectNames) error {
+	names := s.names[o.first:]
+	size := len(s.slots) - o.slots
+	if 2*len(names) > size {
+		size = 1 << bits.Len(uint(4*len(names)))
+		s.slots = append(s.slots[:o.slots], make([]uint32, size)...)
+		o.indexed = 0
+	}
+	slots := s.slots[o.slots:]
+	for ; o.indexed < len(names); o.indexed++ {
+		name := &names[o.indexed]
+		if name.hash == 0 {
+			name.hash = s.hashName(name.span)
+		}
+		at := name.hash & uint64(size-1)
+		for ; slots[at] != 0; at = (at + 1) & uint64(size-1) {
+			other := names[slots[at]-1]
+			if other.hash == name.hash && bytes.Equal(s.text(other.span), s.text(name.span)) {
+				return errRepeatedName
+			}
+		}
+		slots[at] = uint32(o.indexed + 1)
+	}
+	return nil
+}
+
+// hashName hashes what a name says, however it is spelled.
+func (s *scanner) hashName(name span) uint64 {
+	text := s.doc[name.start:name.end]
+	if bytes.IndexByte(text, '\\') >= 0 {
+		s.spare, _ = jsontext.AppendUnquote(s.spare[:0], s.doc[name.start-1:name.end+1])
+		text = s.spare
+	}
+	return s.hash(text)
+}
+
+// hash is of a secret seed, so that nobody can choose texts of the same hash.
+func (s *scanner) hash(text []byte) uint64 {
+	if s.seed == (maphash.Seed{}) {
+		s.seed = maphash.MakeSeed()
+	}
+	return maphash.Bytes(s.seed, text)
 }
 
 // text is what stands between two quotes, unescaped: a part of the document where
@@ -276,9 +379,9 @@ func (s *scanner) quoted() (spelling, error) {
 			s.pos = i + 1
 			return spelled, nil
 		case c == '\\':
-			n := escapeLength(doc[i:])
-			if n == 0 {
-				return false, errSyntax
+			n, err := escapeLength(doc[i:])
+			if err != nil {
+				return false, err
 			}
 			if n > 2 || doc[i+1] == '/' {
 				spelled = spelledFreely
@@ -289,7 +392,7 @@ func (s *scanner) quoted() (spelling, error) {
 		default:
 			r, n := utf8.DecodeRune(doc[i:])
 			if r == utf8.RuneError && n == 1 {
-				return false, errSyntax
+				return false, errText
 			}
 			i += n
 		}
@@ -316,28 +419,28 @@ func plain(b []byte) (n int) {
 	return n
 }
 
-// escapeLength of the escape sequence that b begins with; 0 if it is none. Two halves
-// of a surrogate pair are one sequence.
-func escapeLength(b []byte) int {
+// escapeLength of the escape sequence that b begins with. Two halves of a surrogate pair
+// are one sequence.
+func escapeLength(b []byte) (int, error) {
 	if len(b) < 2 {
-		return 0
+		return 0, errSyntax
 	}
 	switch b[1] {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-		return 2
+		return 2, nil
 	}
 	first, ok := escapedUnit(b)
 	if !ok {
-		return 0
+		return 0, errSyntax
 	}
 	if !utf16.IsSurrogate(first) {
-		return 6
+		return 6, nil
 	}
 	second, ok := escapedUnit(b[6:])
 	if !ok || utf16.DecodeRune(first, second) == utf8.RuneError {
-		return 0
+		return 0, errText
 	}
-	return 12
+	return 12, nil
 }
 
 // escapedUnit reads \uXXXX.
@@ -391,6 +494,14 @@ func (s *scanner) number() error {
 	}
 	s.pos = i
 	return nil
+}
+
+// mostExplained bounds what explain costs: jsontext remembers each name of an object.
+const mostExplained = 64 << 10
+
+// isGrammar says whether the document is not what jsontext accepts.
+func isGrammar(err error) bool {
+	return errors.Is(err, errSyntax) || errors.Is(err, errRepeatedName) || errors.Is(err, errText) || errors.Is(err, errDepth)
 }
 
 // explain says where a document is broken, never what stands there.

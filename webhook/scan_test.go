@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -112,20 +113,47 @@ func TestScannerGoesAsDeepAsJSONText(t *testing.T) {
 	}
 }
 
-// Three megabytes of different names with the same length, first and last byte: to compare
-// each with each would take minutes.
+// Names of the same length, first and last byte: to compare each with each would take
+// minutes. There is a limit to how many are remembered.
 func TestManyNamesCostNoMoreThanTheirBytes(t *testing.T) {
-	var b strings.Builder
-	for i := 0; b.Len() < 3<<20; i++ {
-		fmt.Fprintf(&b, `,"a%08db":0`, i)
+	for names, want := range map[int]error{mostNames: nil, mostNames + 1: errNames, 4 * mostNames: errNames} {
+		var b strings.Builder
+		for i := range names {
+			fmt.Fprintf(&b, `,"a%08db":0`, i)
+		}
+		s := scanner{doc: []byte("{" + b.String()[1:] + "}")}
+		start := time.Now()
+		if err := s.skip(); !errors.Is(err, want) {
+			t.Errorf("%d names: got %v, want %v", names, err, want)
+		}
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("took %s", took)
+		}
 	}
-	doc := []byte("{" + b.String()[1:] + "}")
-	start := time.Now()
-	if !accepts(doc) {
-		t.Error("refused")
+}
+
+func TestAScannerGivesUpAtItsDeadline(t *testing.T) {
+	doc := []byte("[" + strings.Repeat(`{"a":0},`, 100000) + "0]")
+	for name, deadline := range map[string]time.Time{"past": time.Now().Add(-time.Second), "far": time.Now().Add(time.Hour), "none": {}} {
+		var s scanner
+		s.reset(doc, deadline)
+		err := s.skip()
+		if want := name == "past"; errors.Is(err, context.DeadlineExceeded) != want || !want && err != nil {
+			t.Errorf("deadline %s: got %v", name, err)
+		}
 	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("took %s", took)
+}
+
+// What one odd document needs does not stay with the scanner.
+func TestAScannerDoesNotStayLarge(t *testing.T) {
+	var s scanner
+	for _, doc := range []string{manyNames(20000, ""), strings.Repeat("[", 9000), `{"` + strings.Repeat(`\u0061`, 100000) + `":0,"b":0}`} {
+		s.reset([]byte(doc), time.Time{})
+		_ = s.skip()
+		s.reset(nil, time.Time{})
+		if len := cap(s.names)*24 + cap(s.levels)*48 + cap(s.slots)*4 + cap(s.spare); len > 1<<20 {
+			t.Errorf("%.20s…: %d bytes stay", doc, len)
+		}
 	}
 }
 

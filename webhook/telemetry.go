@@ -42,6 +42,8 @@ const (
 	keyOutcome     = attribute.Key("tracehook.outcome")
 	// What was done about the stored trace context: a reason of the table in doc.go.
 	keyStamp = attribute.Key("tracehook.stamp")
+	// Why what a mutator wanted is not done: see withheld.
+	keyWithheld = attribute.Key("tracehook.withheld")
 	// Seconds that the caller waits for an answer, and those left when it was given.
 	keyBudget    = attribute.Key("tracehook.budget.total")
 	keyRemaining = attribute.Key("tracehook.budget.remaining")
@@ -185,6 +187,11 @@ func (t *telemetry) mutate(ctx context.Context, name string) (context.Context, t
 	return t.tracer.Start(ctx, name) // INTERNAL is the default kind
 }
 
+// withheld says on a mutator's span that what it wanted is not done.
+func (t *telemetry) withheld(span trace.Span, reason withheld) {
+	span.SetAttributes(keyWithheld.String(withheldNames[reason]))
+}
+
 // panicked logs where a mutator panicked; finish says the rest.
 func (t *telemetry) panicked(ctx context.Context, r *Request, stack []byte) {
 	t.saidPanic.Log(ctx, t.log, slog.LevelError, "mutator panicked", func() []slog.Attr {
@@ -214,7 +221,7 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		}
 		if res.err != nil {
 			attrs = append(attrs, semconv.ErrorTypeKey.String(res.errorType()))
-			if res.understood() {
+			if res.failed() {
 				span.SetStatus(codes.Error, clean(res.err.Error(), mostErrorText))
 			}
 		}
@@ -234,7 +241,7 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		return
 	}
 	level := slog.LevelWarn
-	if res.understood() {
+	if res.failed() {
 		level = slog.LevelError
 	}
 	t.said[res.ending].Log(ctx, t.log, level, "admission call", func() []slog.Attr {

@@ -185,7 +185,7 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 	owner, owned := req.Object.ControllerOwner()
 	f := facts{
 		operation: req.Operation,
-		excluded:  req.SubResource != "" || req.Object.Raw == nil,
+		excluded:  req.SubResource != "" || req.Object.Raw == nil || !persisted(req),
 		owned:     owned,
 		present:   present,
 		valid:     storedSpan.IsValid(),

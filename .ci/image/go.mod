@@ -3,6 +3,8 @@ module github.com/tracehook/tracehook/.ci/image
 
 go 1.26.3
 
+toolchain go1.26.8
+
 require (
 	github.com/google/go-containerregistry v0.21.7
 	github.com/google/ko v0.19.1

@@ -7,7 +7,9 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -16,7 +18,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
 
 	"github.com/tracehook/tracehook/certs"
@@ -56,9 +57,12 @@ func newServingCertificate(config serveConfig, telemetry *telemetry, log *slog.L
 }
 
 func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry, log *slog.Logger) error {
-	files, err := certwatcher.New(config.certFile(), config.keyFile())
-	if err != nil {
-		return fmt.Errorf("read the serving certificate: %w (`tracehook certs issue` makes one)", err)
+	files, err := certs.NewFileSource(certs.FileSourceOptions{Certificate: config.certFile(), Key: config.keyFile(), Logger: log})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w (`tracehook certs issue` makes one)", err)
+	case err != nil:
+		return err
 	}
 	c.get = files.GetCertificate
 	c.watchers = append(c.watchers, task{"watch the certificate", files.Start})
@@ -171,15 +175,17 @@ func newAuthority(config certsConfig, cluster *cluster, telemetry *telemetry, lo
 	if err != nil {
 		return nil, err
 	}
-	prover, err := newProver(config, cluster, targets, telemetry, log)
-	if err != nil {
-		return nil, err
-	}
 	identity := os.Getenv("POD_NAME")
 	if identity == "" {
 		if identity, err = os.Hostname(); err != nil {
 			return nil, fmt.Errorf("find the name of this host: %w", err)
 		}
+	}
+	identity += "_" + rand.Text() // a restarted container is another candidate
+	config.holder = certs.Holder{Namespace: config.Namespace, Lease: certs.DefaultLeaseName, Identity: identity}
+	prover, err := newProver(config, cluster, targets, telemetry, log)
+	if err != nil {
+		return nil, err
 	}
 	return certs.NewAuthority(certs.AuthorityOptions{
 		Clients: cluster.clients, Namespace: config.Namespace,
@@ -187,7 +193,7 @@ func newAuthority(config certsConfig, cluster *cluster, telemetry *telemetry, lo
 		Names: names, Targets: targets, Publisher: publisher, Prover: prover,
 		Endpoints:  certs.ServiceEndpoints{Clients: cluster.clients, Namespace: config.Namespace, Service: service, Port: port},
 		CALifetime: config.CALifetime, LeafLifetime: config.LeafLifetime, Soak: config.Soak,
-		Identity:      identity + "_" + rand.Text(), // a restarted container is another candidate
+		Identity:      identity,
 		LeaseDuration: config.LeaseDuration, RenewDeadline: config.RenewDeadline, RetryPeriod: config.RetryPeriod,
 		Dynamic: cluster.dynamic,
 		Logger:  log, TracerProvider: telemetry.tracerProvider, MeterProvider: telemetry.meterProvider,
@@ -212,7 +218,7 @@ func newProver(config certsConfig, cluster *cluster, targets []certs.Ref, teleme
 		return canary, nil
 	}
 	barrier, err := certs.NewBarrier(certs.BarrierOptions{
-		Config: cluster.rest, APIServers: config.APIServers, Kind: certs.KindValidating, Namespace: config.Namespace,
+		Config: cluster.rest, APIServers: config.APIServers, Kind: certs.KindValidating, Namespace: config.Namespace, Holder: config.holder,
 		Logger: log, MeterProvider: telemetry.meterProvider,
 	})
 	if err != nil {

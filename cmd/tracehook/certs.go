@@ -4,9 +4,14 @@ package main
 // machine-readable output. Errors: a kubeconfig that cannot be used.
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -49,6 +54,72 @@ func clusterConfig(kubeconfig, context string) (*rest.Config, error) {
 	}
 	config.QPS = -1
 	return config, nil
+}
+
+// interrupted is why a command's context has ended: somebody asked it to.
+type interrupted struct{ signal os.Signal }
+
+func (i interrupted) Error() string { return "ended by the signal " + i.signal.String() }
+
+// exitCode is what a shell gives to a command that a signal has ended.
+func (i interrupted) exitCode() int {
+	if number, ok := i.signal.(syscall.Signal); ok {
+		return 128 + int(number)
+	}
+	return exitFailed
+}
+
+// interruptible returns a context that ends with the first SIGINT or SIGTERM, so that the command cleans up behind itself. The
+// second ends the process at once, after what is left has been said. A nil left means that there is nothing to clean up.
+func interruptible(cmd *cobra.Command, left func() []string) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	done, errOut := make(chan struct{}), cmd.ErrOrStderr()
+	go func() {
+		select {
+		case s := <-signals:
+			if left != nil {
+				fmt.Fprintln(errOut, "tracehook: cleaning up; once more ends it at once")
+			}
+			cancel(interrupted{s})
+		case <-done:
+			return
+		}
+		select {
+		case s := <-signals:
+			if left != nil {
+				for _, what := range left() {
+					fmt.Fprintln(errOut, "tracehook: left behind:", what)
+				}
+			}
+			os.Exit(interrupted{s}.exitCode())
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel(nil)
+	}
+}
+
+// signalled gives an error the exit code of the signal that is its cause. Call it before stop.
+func signalled(ctx context.Context, err error) error {
+	var why interrupted
+	if err == nil || !errors.As(context.Cause(ctx), &why) {
+		return err
+	}
+	var exit *exitError
+	if errors.As(err, &exit) {
+		err = exit.err // nil: everything has been said
+	}
+	if err == nil {
+		err = why
+	} else if !errors.As(err, new(interrupted)) {
+		err = fmt.Errorf("%w: %w", why, err)
+	}
+	return &exitError{code: why.exitCode(), err: err}
 }
 
 // writeMachine writes a document as json or yaml.

@@ -34,6 +34,7 @@ type certsAuditOptions struct {
 	timeout     time.Duration
 	dialTimeout time.Duration
 	parallel    int
+	onAPIServer bool
 }
 
 func newCertsAuditCommand() *cobra.Command {
@@ -48,14 +49,17 @@ or certificate to change, and which of the API server's counters a call would mo
 
 Nothing is written and nothing is sent but TLS handshakes. From outside the
 cluster the addresses of pods are often out of reach: run it as a Job then
-(deploy/components/audit).
+(deploy/components/audit). A URL with a loopback address leads to the API server's own
+machine: it is not dialled from anywhere else.
 
 Exit codes: 0 nothing at or above --fail-on, 1 something, 2 it could not run, or not
 look at everything and found nothing in the rest.`,
 		Example: "  tracehook certs audit\n  tracehook certs audit --fail-on error -o json\n  tracehook certs audit --audit-log /var/log/kubernetes/audit.log",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return auditCerts(cmd.Context(), o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			ctx, stop := interruptible(cmd, nil)
+			defer stop()
+			return signalled(ctx, auditCerts(ctx, o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},
 	}
 	o.bind(cmd.Flags())
@@ -63,7 +67,8 @@ look at everything and found nothing in the rest.`,
 	cmd.Flags().StringVar(&o.failOn, "fail-on", "warning", "`SEVERITY` from which on the exit code is 1: info, warning or error")
 	cmd.Flags().StringVar(&o.auditLog, "audit-log", "", "the API server's audit log, a `FILE`: whom it blames is matched with the targets")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", time.Minute, "time for the whole audit; what was not looked at until then is reported as such")
-	cmd.Flags().DurationVar(&o.dialTimeout, "dial-timeout", 5*time.Second, "time for one endpoint")
+	cmd.Flags().DurationVar(&o.dialTimeout, "dial-timeout", 10*time.Second, "time for one endpoint; API servers give a handshake as long")
+	cmd.Flags().BoolVar(&o.onAPIServer, "on-api-server", false, "the audit runs in the network of the API server: on its host, or in a pod there with hostNetwork. Then loopback addresses in URLs are dialled, and names that cannot be resolved are errors")
 	cmd.Flags().IntVar(&o.parallel, "parallel", 32, "endpoints dialled at a time")
 	return cmd
 }
@@ -107,7 +112,7 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 	progress, wipe := auditProgress(errOut)
 	report, err := certs.Audit(ctx, certs.AuditOptions{
 		Clients: clients, Dynamic: objects, Now: now, SystemRoots: roots,
-		DialTimeout: o.dialTimeout, Parallel: o.parallel, Progress: progress,
+		OnAPIServer: o.onAPIServer, DialTimeout: o.dialTimeout, Parallel: o.parallel, Progress: progress,
 	})
 	wipe()
 	if err != nil {

@@ -201,7 +201,7 @@ func TestExitCodesOfTheAudit(t *testing.T) {
 			cmd.SilenceUsage, cmd.SilenceErrors = true, true
 			cmd.SetOut(&out)
 			cmd.SetErr(&errs)
-			cmd.SetArgs(append([]string{"--kubeconfig", apiServer(t, c.pages)}, c.args...))
+			cmd.SetArgs(append([]string{"--on-api-server", "--kubeconfig", apiServer(t, c.pages)}, c.args...))
 			err := cmd.ExecuteContext(context.Background())
 			code := 0
 			var exit *exitError

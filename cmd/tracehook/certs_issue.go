@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +35,7 @@ type certsIssueOptions struct {
 	dir           string
 	clusterDomain string
 	ips           []net.IP
+	lifetime      time.Duration
 	force         bool
 	output        string
 }
@@ -42,9 +45,8 @@ func newCertsIssueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue (--service NAMESPACE/NAME | --for KIND/NAME) --out DIR",
 		Short: "Make a certificate authority and a serving certificate for a Service",
-		Long: `Make a new certificate authority (valid 90 days) and a serving certificate signed
-by it (valid 7 days) with every name under which the Service can be called, and
-write them to DIR:
+		Long: `Make a new certificate authority and a serving certificate signed by it with every
+name under which the Service can be called, and write them to DIR:
 
   ca.crt    the authority, for caBundle
   ca.key    its key: whoever has it can pass for the webhook, so keep it out of the cluster
@@ -54,11 +56,15 @@ write them to DIR:
 With --for the names are those that the API servers verify today for a live webhook
 configuration, CustomResourceDefinition or APIService: of all Services and URLs in it.
 
+Nobody renews the certificate. The command says until when it is to be replaced, and how.
+
 Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 		Example: "  tracehook certs issue --service tracehook-system/tracehook --out certs\n  tracehook certs issue --for validatingwebhookconfiguration/policy --out certs",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return issueCerts(cmd.Context(), o, time.Now(), cmd.OutOrStdout())
+			ctx, stop := interruptible(cmd, nil)
+			defer stop()
+			return signalled(ctx, issueCerts(ctx, o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},
 	}
 	cmd.Flags().StringVar(&o.service, "service", "", "`NAMESPACE/NAME` of the Service that the API server calls")
@@ -66,6 +72,7 @@ Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 	cmd.Flags().StringVar(&o.dir, "out", "", "`DIR` to write to; made if it is not there")
 	cmd.Flags().StringVar(&o.clusterDomain, "cluster-domain", certs.DefaultClusterDomain, "DNS `DOMAIN` of the cluster")
 	cmd.Flags().IPSliceVar(&o.ips, "ip", nil, "IP `ADDRESS` to serve as well, for a webhook configured by URL (may be repeated)")
+	cmd.Flags().DurationVar(&o.lifetime, "lifetime", certs.DefaultLeafLifetime, "how long the certificate is valid; nobody renews it. The authority is valid as long, and 90 days at least")
 	cmd.Flags().BoolVar(&o.force, "force", false, "replace the files that DIR holds already")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "`FORMAT` of what is said about it: text, json or yaml")
 	o.bind(cmd.Flags())
@@ -83,6 +90,18 @@ type issueReport struct {
 	CA          issuedCertificate `json:"ca"`
 	// Next are commands for a shell.
 	Next []string `json:"next"`
+	// Renew is what to do before the certificate ends.
+	Renew issueRenewal `json:"renew"`
+}
+
+// issueRenewal is how the next certificate takes the place of this one.
+type issueRenewal struct {
+	Best   time.Time `json:"best"`   // two thirds of the life: a third is left for repairs
+	Before time.Time `json:"before"` // from then on calls fail
+	// Otherwise is what becomes of requests if nobody does it.
+	Otherwise string `json:"otherwise"`
+	// Commands are for a shell, and no request fails meanwhile.
+	Commands []string `json:"commands"`
 }
 
 type issuedCertificate struct {
@@ -99,6 +118,8 @@ type issueSubject struct {
 	ips      []net.IP
 	services []string // NAMESPACE/NAME
 	patches  []issuePatch
+	// otherwise is what becomes of requests when the certificate has ended.
+	otherwise string
 }
 
 // issuePatch puts the authority into an object.
@@ -109,18 +130,18 @@ type issuePatch struct {
 }
 
 // issueCerts makes the pairs at now, writes them and says on out what was made and what to run next.
-func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out io.Writer) error {
-	subject, err := o.subject(ctx)
+func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out, errOut io.Writer) error {
+	subject, err := o.subject(ctx, errOut)
 	if err != nil {
 		return usageError(err)
 	}
 	subject.ips = append(subject.ips, o.ips...)
 
-	ca, err := certs.NewCA(certs.CAOptions{Now: now})
+	ca, err := certs.NewCA(certs.CAOptions{Now: now, Lifetime: max(certs.DefaultCALifetime, o.lifetime)})
 	if err != nil {
 		return err
 	}
-	leaf, err := certs.Issue(ca, certs.LeafOptions{Now: now, Names: subject.names, IPs: subject.ips})
+	leaf, err := certs.Issue(ca, certs.LeafOptions{Now: now, Lifetime: o.lifetime, Names: subject.names, IPs: subject.ips})
 	if err != nil {
 		return err
 	}
@@ -128,7 +149,7 @@ func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out io.
 	if err != nil {
 		return err
 	}
-	if err := writeCertFiles(o.dir, files, o.force); err != nil {
+	if err := writeCertFiles(ctx, o.dir, files, o.force, now); err != nil {
 		return err
 	}
 	in := func(file string) string { return filepath.Join(o.dir, file) }
@@ -137,6 +158,10 @@ func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out io.
 		Certificate: issuedCertificate{in("tls.crt"), in("tls.key"), certs.Fingerprint(leaf.Certificate), leaf.Certificate.NotAfter},
 		CA:          issuedCertificate{in("ca.crt"), in("ca.key"), certs.Fingerprint(ca.Certificate), ca.Certificate.NotAfter},
 		Next:        nextCommands(subject, in),
+		Renew: issueRenewal{
+			Best: now.Add(o.lifetime * 2 / 3).UTC().Truncate(time.Second), Before: leaf.Certificate.NotAfter,
+			Otherwise: subject.otherwise, Commands: renewCommands(subject, o.lifetime),
+		},
 	}
 	if o.output != "text" {
 		return writeMachine(out, o.output, report)
@@ -152,17 +177,40 @@ func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out io.
 
 Next, give the pair to the server and the authority to the API server:
   %s
+%s
+Nobody renews the certificate: from %s on %s.
+Replace it before, best by %s; no request fails while this does it:
+  %s
 `, subject.text, o.dir,
 		untilText(leaf.Certificate.NotAfter, now), strings.Join(served, ", "),
-		untilText(ca.Certificate.NotAfter, now), strings.Join(report.Next, "\n  "))
-	if o.object != "" {
-		text += fmt.Sprintf("\nWhile it is in use, requests fail between these commands. This replaces a certificate without that:\n  tracehook certs migrate %s\n", shellQuote(o.object))
-	}
+		untilText(ca.Certificate.NotAfter, now), strings.Join(report.Next, "\n  "), atOnce(o, subject),
+		dateText(report.Renew.Before), report.Renew.Otherwise, dateText(report.Renew.Best), strings.Join(report.Renew.Commands, "\n  "))
 	_, err = io.WriteString(out, text)
 	return err
 }
 
-func (o *certsIssueOptions) subject(ctx context.Context) (issueSubject, error) {
+// atOnce says what replaces a certificate that is in use already.
+func atOnce(o certsIssueOptions, s issueSubject) string {
+	if o.object == "" {
+		return ""
+	}
+	return fmt.Sprintf("\nWhile it is in use, requests fail between these commands. This replaces a certificate without that:\n  %s\n",
+		strings.Join(renewCommands(s, o.lifetime), "\n  "))
+}
+
+// renewCommands replace a certificate that is in use. The Secret is the one that nextCommands makes.
+func renewCommands(s issueSubject, lifetime time.Duration) (commands []string) {
+	secret := ""
+	if len(s.services) == 1 {
+		secret = " --secret " + s.services[0] + "-certs"
+	}
+	for _, p := range s.patches {
+		commands = append(commands, fmt.Sprintf("tracehook certs migrate %s/%s --to issued%s --lifetime %s --apply", p.resource, p.name, secret, lifetime))
+	}
+	return commands
+}
+
+func (o *certsIssueOptions) subject(ctx context.Context, errOut io.Writer) (issueSubject, error) {
 	switch {
 	case o.service == "" && o.object == "":
 		return issueSubject{}, errors.New("--service NAMESPACE/NAME is missing, or --for KIND/NAME")
@@ -170,12 +218,14 @@ func (o *certsIssueOptions) subject(ctx context.Context) (issueSubject, error) {
 		return issueSubject{}, errors.New("--service and --for say for whom in two ways: give one of them")
 	case o.dir == "":
 		return issueSubject{}, errors.New("--out DIR is missing")
+	case o.lifetime < time.Minute:
+		return issueSubject{}, fmt.Errorf("--lifetime %s: want a minute or more", o.lifetime)
 	}
 	if err := checkChoice("output", o.output, "text", "json", "yaml"); err != nil {
 		return issueSubject{}, err
 	}
 	if o.object != "" {
-		return o.liveSubject(ctx)
+		return o.liveSubject(ctx, errOut)
 	}
 	namespace, name, err := certs.ParseService(o.service)
 	if err != nil {
@@ -188,12 +238,13 @@ func (o *certsIssueOptions) subject(ctx context.Context) (issueSubject, error) {
 	return issueSubject{
 		text: "Service " + o.service, names: names, services: []string{o.service},
 		// What our manifests call it.
-		patches: []issuePatch{{resource: "mutatingwebhookconfiguration", name: name, pointers: []string{"/webhooks/0/clientConfig/caBundle"}}},
+		patches:   []issuePatch{{resource: "mutatingwebhookconfiguration", name: name, pointers: []string{"/webhooks/0/clientConfig/caBundle"}}},
+		otherwise: "every call of it fails",
 	}, nil
 }
 
 // liveSubject asks the cluster where an object sends API servers.
-func (o *certsIssueOptions) liveSubject(ctx context.Context) (issueSubject, error) {
+func (o *certsIssueOptions) liveSubject(ctx context.Context, errOut io.Writer) (issueSubject, error) {
 	ref, err := certs.ParseRef(o.object)
 	if err != nil {
 		return issueSubject{}, fmt.Errorf("--for: %w", err)
@@ -221,12 +272,23 @@ func (o *certsIssueOptions) liveSubject(ctx context.Context) (issueSubject, erro
 	case len(live) == 0:
 		return issueSubject{}, fmt.Errorf("--for: %s sends API servers nowhere, so it needs no certificate", ref)
 	}
+	nameLeftProofs(ctx, cluster, errOut)
 	return subjectOf(ref, live, o.clusterDomain)
 }
 
 // subjectOf derives names from what API servers verify.
 func subjectOf(ref certs.Ref, live []certs.LiveBundle, domain string) (issueSubject, error) {
-	s := issueSubject{text: ref.String()}
+	s := issueSubject{text: ref.String(), otherwise: "every call of it fails"}
+	switch {
+	case ref.Kind == certs.KindCRD:
+		s.otherwise = "no object of it can be read or written in another version than the stored one"
+	case ref.Kind == certs.KindAPIService:
+		s.otherwise = "its API is unavailable, and no namespace can be deleted"
+	case slices.ContainsFunc(live, func(b certs.LiveBundle) bool { return b.FailurePolicy != "Ignore" }):
+		s.otherwise = "every request that it is called for is refused (failurePolicy: Fail)"
+	case len(live) > 0:
+		s.otherwise = "requests pass without it, and nobody is told (failurePolicy: Ignore)"
+	}
 	patch := issuePatch{resource: strings.ToLower(ref.Kind), name: ref.Name}
 	for _, bundle := range live {
 		patch.pointers = append(patch.pointers, jsonPointer(bundle.Field))
@@ -310,9 +372,16 @@ func certFiles(ca, leaf certs.KeyPair) ([]certFile, error) {
 	}, nil
 }
 
-// writeCertFiles writes every file beside its place first and only then renames them, so that a
-// full disk leaves what was there before, and nobody ever reads half a file.
-func writeCertFiles(dir string, files []certFile, force bool) error {
+const (
+	stagingPrefix = ".issue-" // of files that are not in their place yet
+	// A run takes less than this: what is older was left by one that was killed.
+	stagingAge = time.Minute
+)
+
+// writeCertFiles writes every file beside its place first and only then renames them, so that a full disk leaves what was
+// there before, and nobody ever reads half a file. Nothing is written outside of dir, whatever links there are in it, and
+// without force no file is replaced, not even one that comes meanwhile. When ctx ends before the first is in place, nothing stays.
+func writeCertFiles(ctx context.Context, dir string, files []certFile, force bool, now time.Time) (err error) {
 	for _, file := range files {
 		path := filepath.Join(dir, file.name)
 		switch _, err := os.Lstat(path); {
@@ -326,27 +395,111 @@ func writeCertFiles(dir string, files []certFile, force bool) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return usageError(fmt.Errorf("make --out: %w", err))
 	}
-	staging, err := os.MkdirTemp(dir, ".issue-*")
+	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return fmt.Errorf("write certificates: %w", err)
+		return usageError(fmt.Errorf("open --out: %w", err))
 	}
-	defer os.RemoveAll(staging)
+	defer root.Close()
+	if err := removeStaged(root, now); err != nil {
+		return usageError(err)
+	}
+	run := stagingPrefix + rand.Text() + "-"
+	partial := map[string]bool{} // what is of no use without the rest
+	defer func() {
+		for name := range partial {
+			if err != nil {
+				err = errors.Join(err, root.Remove(name))
+			}
+		}
+	}()
 	for _, file := range files {
-		if err := os.WriteFile(filepath.Join(staging, file.name), file.contents, file.mode); err != nil {
+		partial[run+file.name] = true
+		if err := writeSynced(root, run+file.name, file.contents, file.mode); err != nil {
 			return fmt.Errorf("write certificates: %w", err)
 		}
 	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("write certificates: %w", context.Cause(ctx))
+	}
 	for _, file := range files {
-		if err := os.Rename(filepath.Join(staging, file.name), filepath.Join(dir, file.name)); err != nil {
+		if !force { // an empty file takes the place first, as a rename would replace what came meanwhile
+			if err := writeSynced(root, file.name, nil, file.mode); err != nil {
+				return usageError(fmt.Errorf("%w; --force replaces the whole set", err))
+			}
+			partial[file.name] = true
+		}
+		if err := root.Rename(run+file.name, file.name); err != nil {
 			return fmt.Errorf("put certificates in place: %w", err)
+		}
+		delete(partial, run+file.name)
+	}
+	if err := syncDirectory(root); err != nil {
+		return err
+	}
+	clear(partial)
+	return nil
+}
+
+// removeStaged removes what runs that were killed have left. A younger file is another run's, or was until a moment ago.
+func removeStaged(root *os.Root, now time.Time) error {
+	entries, err := fs.ReadDir(root.FS(), ".")
+	if err != nil {
+		return fmt.Errorf("look for files in the way: %w", err)
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), stagingPrefix) {
+			continue
+		}
+		info, err := entry.Info()
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return fmt.Errorf("look for files in the way: %w", err)
+		case now.Sub(info.ModTime()) < stagingAge:
+			return fmt.Errorf("another `certs issue` writes to %[1]s, or was killed and has left a key there: wait a minute, or remove %[2]s",
+				root.Name(), filepath.Join(root.Name(), entry.Name()))
+		}
+		if err := root.RemoveAll(entry.Name()); err != nil {
+			return fmt.Errorf("remove what a killed run has left: %w", err)
 		}
 	}
 	return nil
 }
 
-func untilText(end, now time.Time) string {
-	return fmt.Sprintf("%s (%d days)", end.UTC().Format("2006-01-02 15:04 MST"), int(end.Sub(now).Round(time.Hour).Hours()/24))
+// writeSynced makes a file that was not there, and returns when it is on the disk.
+func writeSynced(root *os.Root, name string, contents []byte, mode fs.FileMode) error {
+	file, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(contents)
+	return errors.Join(err, file.Sync(), file.Close())
 }
+
+// syncDirectory has the names on the disk too. Windows knows no such thing.
+func syncDirectory(root *os.Root) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	dir, err := root.Open(".")
+	if err != nil {
+		return fmt.Errorf("put certificates in place: %w", err)
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		return fmt.Errorf("put certificates in place: %w", err)
+	}
+	return nil
+}
+
+func untilText(end, now time.Time) string {
+	if left := end.Sub(now); left < 48*time.Hour {
+		return fmt.Sprintf("%s (%s)", dateText(end), left.Round(time.Minute))
+	}
+	return fmt.Sprintf("%s (%d days)", dateText(end), int(end.Sub(now).Round(time.Hour).Hours()/24))
+}
+
+func dateText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") }
 
 var shellSafe = regexp.MustCompile(`^[A-Za-z0-9_./,:@%+-]+$`)
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -38,6 +39,7 @@ type certsMigrateOptions struct {
 	lifetime      time.Duration
 	clusterDomain string
 	apiServers    []string
+	onAPIServer   bool
 	output        string
 }
 
@@ -51,8 +53,9 @@ the one order that loses no request: trust both, prove it on every API server, s
 shake hands with every endpoint, wait, trust the new one alone, prove it again.
 
 Without --apply nothing is written: the command shows what it sees, where the target
-starts from, and each step with its reason, its proof and its way back. A run that was
-interrupted goes on with the same command; --abort takes it back.
+starts from, and each step with its reason, its proof and its way back. Ctrl-C and SIGTERM
+end a run after it has removed what it made for a proof; the same command goes on.
+--abort takes it back. What a killed run has left, the next one removes.
 
   --to issued        a new CA and certificate, made here (default)
   --to cert-manager  what cert-manager writes to --new-secret
@@ -62,7 +65,8 @@ With --secret the new pair is written to the Secret that the server reads. Witho
 pair is in --state-secret, the command says what you have to do, and waits until every
 endpoint serves it. Objects that lead to the same server are migrated along.
 
-Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could not begin.`,
+Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could not begin;
+130 or 143 ended by a signal.`,
 		Example: `  tracehook certs migrate validatingwebhookconfiguration/policy
   tracehook certs migrate validatingwebhookconfiguration/policy --secret policy/serving-cert --apply
   tracehook certs migrate apiservice/v1beta1.metrics.k8s.io --secret kube-system/metrics-server --apply
@@ -74,7 +78,7 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 			return noArguments(cmd, args[1:])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return migrateCerts(cmd.Context(), o, args[0], cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return migrateCerts(cmd, o, args[0])
 		},
 	}
 	f := cmd.Flags()
@@ -90,6 +94,7 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 	f.DurationVar(&o.wait, "wait", 10*time.Minute, "time for one step, such as until every endpoint serves the new certificate")
 	f.DurationVar(&o.lifetime, "lifetime", certs.DefaultMigrateLifetime, "how long the new CA and certificate are valid; nobody renews them but another migration")
 	f.StringVar(&o.clusterDomain, "cluster-domain", certs.DefaultClusterDomain, "DNS `DOMAIN` of the cluster")
+	f.BoolVar(&o.onAPIServer, "on-api-server", false, "this runs in the network of the API server, so that a loopback address in a URL means the same here")
 	f.StringArrayVar(&o.apiServers, "apiserver", nil, "`URL` of an API server, once for each of them (default the endpoints of Service default/kubernetes)")
 	f.StringVarP(&o.output, "output", "o", "table", "`FORMAT`: table, json or yaml")
 	return cmd
@@ -130,8 +135,9 @@ func (o certsMigrateOptions) validate() error {
 	return errors.Join(errs...)
 }
 
-// migrateCerts shows the plan and, with --apply, carries it out.
-func migrateCerts(ctx context.Context, o certsMigrateOptions, target string, out, errOut io.Writer) error {
+// migrateCerts checks the flags and runs until it is done or a signal comes.
+func migrateCerts(cmd *cobra.Command, o certsMigrateOptions, target string) error {
+	out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if err := o.validate(); err != nil {
 		return usageError(err)
 	}
@@ -147,13 +153,30 @@ func migrateCerts(ctx context.Context, o certsMigrateOptions, target string, out
 	if err != nil {
 		return usageError(err)
 	}
+	ctx, stop := interruptible(cmd, func() (left []string) {
+		for _, ref := range migration.Left() {
+			left = append(left, fmt.Sprintf("%s (%s)", ref, deleteCommand(ref)))
+		}
+		return append(left, "the next `certs migrate --apply` removes it, and goes on")
+	})
+	defer stop()
+	return signalled(ctx, runMigration(ctx, o, migration, progress, out))
+}
 
+// runMigration shows the plan and, with --apply, carries it out.
+func runMigration(ctx context.Context, o certsMigrateOptions, migration *certs.Migration, progress *migrateProgress, out io.Writer) error {
 	plan, targets, err := migration.Plan(ctx)
 	if o.abort {
 		plan, targets, err = migration.WayBack(ctx)
 	}
 	if err != nil {
 		return usageError(err)
+	}
+	if !o.apply {
+		left, _ := migration.LeftProofs(ctx) // what cannot be listed is not ours to name
+		for _, l := range left {
+			plan.Notes = append(plan.Notes, fmt.Sprintf("%s was left behind by a run that was killed; --apply removes it, and so does: %s", l.Ref, deleteCommand(l.Ref)))
+		}
 	}
 	progress.steps = plan.Steps
 	document := migrateDocument{Plan: plan, Targets: targets, Applied: o.apply}
@@ -208,13 +231,15 @@ func newMigration(o certsMigrateOptions, target certs.Ref, progress *migrateProg
 	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // what client-go says of Leases is said as steps
 	roots, _ := x509.SystemCertPool()                 // without them an empty caBundle trusts nobody, and the audit says so
+	host, _ := os.Hostname()                          // for people who read the Lease
 	return certs.NewMigration(certs.MigrateOptions{
 		Target: target,
 		Wish: certs.MigrateWish{
 			To: certs.MigrateTo(o.to), Secret: o.secret, NewSecret: o.newSecret, StateSecret: o.stateSecret, Soak: o.soak,
 		},
 		Config: config, Clients: clients, Dynamic: objects, APIServers: o.apiServers, ClusterDomain: o.clusterDomain,
-		Lifetime: o.lifetime, Wait: o.wait, SystemRoots: roots, OnStep: progress.step, Now: time.Now,
+		Lifetime: o.lifetime, Wait: o.wait, SystemRoots: roots, OnStep: progress.step, OnAPIServer: o.onAPIServer,
+		Identity: host, Now: time.Now,
 	})
 }
 

@@ -49,7 +49,9 @@ Exit codes: 0 done, 1 not done within --timeout or the watch broke, 2 nobody to 
   tracehook certs rotate --ca --drop 5f0c…e2 --skip-soak   # that CA's key was stolen`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return rotateCerts(cmd.Context(), o, time.Now, cmd.OutOrStdout())
+			ctx, stop := interruptible(cmd, nil)
+			defer stop()
+			return signalled(ctx, rotateCerts(ctx, o, time.Now, cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},
 	}
 	o.bind(cmd.Flags())
@@ -64,7 +66,7 @@ Exit codes: 0 done, 1 not done within --timeout or the watch broke, 2 nobody to 
 }
 
 // rotateCerts returns when the rotation is done, or will not be watched any longer.
-func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time, out io.Writer) error {
+func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time, out, errOut io.Writer) error {
 	if err := o.validate(); err != nil {
 		return usageError(err)
 	}
@@ -72,10 +74,11 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 	if err != nil {
 		return usageError(err)
 	}
-	clients, err := kubernetes.NewForConfig(config)
+	cluster, err := newCluster(config)
 	if err != nil {
-		return usageError(fmt.Errorf("make client: %w", err))
+		return usageError(err)
 	}
+	clients := cluster.clients
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	leader, err := findLeader(ctx, clients, o.namespace, now())
@@ -83,7 +86,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 		return usageError(err)
 	}
 
-	request := certs.RotationRequest{What: certs.RotateLeaf, Drop: o.drop, SkipSoak: o.skipSoak, Time: now()}
+	request := certs.RotationRequest{What: certs.RotateLeaf, Drop: o.drop, SkipSoak: o.skipSoak, Time: now(), ID: certs.NewRotationID()}
 	if o.ca {
 		request.What = certs.RotateCA
 	}
@@ -96,10 +99,17 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 		fmt.Fprintf(out, "asked %s for a new %s\n", printable(leader), map[bool]string{false: "certificate", true: "CA and certificate"}[o.ca])
 	}
 
+	defer removeLeftProofs(ctx, cluster, errOut)()
+
 	var last certs.Status
 	var writing error
 	err = certs.WatchStatus(ctx, clients, o.namespace, o.servingSecret, func(s certs.Status) bool {
-		if s.Request.Before(request.Time) {
+		switch begun := last.Begun(request); {
+		case begun && !s.Begun(request): // another request, which begins when this one is done
+			last.Phase, last.Settled = certs.PhaseStable, true
+			writing = show(last)
+			return false
+		case !s.Begun(request):
 			return true // what went before
 		}
 		last = s
@@ -111,10 +121,10 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 		return fmt.Errorf("write steps: %w", writing)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("not done after %s: %s; the rotation goes on, and --timeout says how long to watch", o.timeout, lastWords(last))
-	case err != nil:
-		return fmt.Errorf("watch the rotation (it goes on): %w", err)
 	case ctx.Err() != nil:
 		return fmt.Errorf("stopped watching; the rotation goes on: %s", lastWords(last))
+	case err != nil:
+		return fmt.Errorf("watch the rotation (it goes on): %w", err)
 	}
 	return nil
 }

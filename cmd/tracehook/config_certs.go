@@ -6,6 +6,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -38,10 +39,13 @@ type certsConfig struct {
 
 	// For the authority.
 	CASecret                                  string
-	ProofConfiguration                        string // "": nothing is proven
+	ProofConfiguration                        string   // "": nothing is proven
+	ServingNames                              []string // DNS names and IP addresses beside the Service's
 	CALifetime, LeafLifetime, Soak            time.Duration
 	APIServers                                []string // URLs
 	LeaseDuration, RenewDeadline, RetryPeriod time.Duration
+
+	holder certs.Holder // the authority's Lease; no flag
 }
 
 func (c *certsConfig) bindServing(f *pflag.FlagSet) {
@@ -60,6 +64,7 @@ func (c *certsConfig) bindServing(f *pflag.FlagSet) {
 func (c *certsConfig) bindAuthority(f *pflag.FlagSet) {
 	f.StringVar(&c.CASecret, "ca-secret", certs.DefaultCASecret, "`NAME` of the Secret with the CA's key")
 	f.StringVar(&c.ProofConfiguration, "proof-configuration", defaultProof, `NAME of the MutatingWebhookConfiguration that leads to --proof-service; "" for none`)
+	f.StringArrayVar(&c.ServingNames, "serving-name", nil, "DNS `NAME` or IP address that the certificate is for beside the Service's names, as a webhook configured by URL needs it; may be repeated")
 	f.DurationVar(&c.CALifetime, "ca-lifetime", certs.DefaultCALifetime, "how long a new CA is valid; it is replaced after two thirds of that")
 	f.DurationVar(&c.LeafLifetime, "leaf-lifetime", certs.DefaultLeafLifetime, "how long a new serving certificate is valid; it is replaced after two thirds of that")
 	f.DurationVar(&c.Soak, "rotation-soak", certs.DefaultSoak, "how long the old CA stays trusted after the last server has left it: longer than the 90s that idle connections of API servers live")
@@ -94,6 +99,11 @@ func (c *certsConfig) validate() error {
 	}
 	if _, err := c.configurations(); err != nil {
 		errs = append(errs, err)
+	}
+	for _, name := range c.ServingNames {
+		if net.ParseIP(name) == nil && len(validation.IsDNS1123Subdomain(strings.TrimPrefix(name, "*."))) > 0 {
+			errs = append(errs, fmt.Errorf("--serving-name %q: want a DNS name or an IP address, without a port", name))
+		}
 	}
 	if c.CASecret == c.ServingSecret {
 		errs = append(errs, fmt.Errorf("--ca-secret and --serving-secret are both %q: the CA's key must not lie where servers read", c.CASecret))
@@ -168,6 +178,11 @@ func (c *certsConfig) names() ([]string, error) {
 	names, err := certs.ServiceNames(c.Namespace, service, c.ClusterDomain)
 	if err == nil && c.ProofService != "" && c.ProofService != service {
 		names = append(names, c.proofName())
+	}
+	for _, name := range c.ServingNames {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	return names, err
 }
