@@ -152,8 +152,8 @@ func (s *SecretSource) take(secret watched[*corev1.Secret]) (outcome string) {
 	default:
 		data := secret.object.Data
 		pair, err := servable(data[ServingCertificate], data[ServingKey])
-		if err == nil && next.pair != nil && s.stale(next.pair.Leaf) == nil {
-			err = s.stale(pair.Leaf)
+		if err == nil && next.pair != nil && s.stale(next.pair.Leaf, 0) == nil {
+			err = s.stale(pair.Leaf, newPairSkew)
 		}
 		if err == nil {
 			next.pair, outcome = pair, "served"
@@ -189,9 +189,17 @@ func servable(certificate, key []byte) (*tls.Certificate, error) {
 	return c, nil
 }
 
-// stale says why a certificate is not valid now.
-func (s *SecretSource) stale(c *x509.Certificate) error {
-	v := verification{chain: []*x509.Certificate{c}, now: s.o.Now()}
+// newPairSkew is how far a clock may be behind before a new pair is refused as not valid yet. Whoever wrote it
+// could tell the time, and by the right clock the pair before may be near its end.
+const newPairSkew = time.Hour + time.Minute
+
+// stale says why a certificate is not valid, now or at any time up to skew later.
+func (s *SecretSource) stale(c *x509.Certificate, skew time.Duration) error {
+	now := s.o.Now()
+	if early := c.NotBefore.Sub(now); early > 0 && early <= skew {
+		now = c.NotBefore
+	}
+	v := verification{chain: []*x509.Certificate{c}, now: now}
 	v.validity()
 	if len(v.findings) == 0 {
 		return nil

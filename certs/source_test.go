@@ -3,6 +3,7 @@ package certs_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -176,6 +177,64 @@ func TestAPairIsServedWhateverTheClockSays(t *testing.T) {
 		if err := readiness.Ready(nil); err != nil {
 			t.Errorf("the clock is right again: %v", err)
 		}
+	}
+}
+
+// A pair that whoever can tell the time has just made looks an hour early to a clock that is an hour behind.
+func TestAClockThatIsBehindRefusesNoNewPair(t *testing.T) {
+	ca := forge(t, nil, asCA("CA"))
+	secretOf := func(leaf certs.KeyPair) *corev1.Secret {
+		key, err := leaf.KeyPEM()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "tracehook-certs"},
+			Data: map[string][]byte{certs.ServingCertificate: bundle(leaf), certs.ServingKey: key}}
+	}
+	from := func(begin time.Duration) certs.KeyPair {
+		return forge(t, &ca, func(c *x509.Certificate) { c.NotBefore = now.Add(begin) })
+	}
+	clients := fake.NewClientset(secretOf(from(-2 * time.Hour)))
+	source, err := certs.NewSecretSource(certs.SourceOptions{Clients: clients, Namespace: "team-a", Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go func() { _ = source.Start(ctx) }()
+	serves := func(leaf certs.KeyPair) bool {
+		served, err := source.GetCertificate(&tls.ClientHelloInfo{})
+		return err == nil && served.Leaf.Equal(leaf.Certificate)
+	}
+	await := func(what string, is func() bool) {
+		t.Helper()
+		for !is() {
+			if ctx.Err() != nil {
+				t.Fatalf("%s: it did not come to that", what)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	await("a first pair", func() bool {
+		_, err := source.GetCertificate(&tls.ClientHelloInfo{})
+		return err == nil
+	})
+	early := from(time.Hour)
+	if _, err := clients.CoreV1().Secrets("team-a").Update(ctx, secretOf(early), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await("the pair that is an hour early is served", func() bool { return serves(early) })
+	late := from(-2 * time.Hour)
+	if _, err := clients.CoreV1().Secrets("team-a").Update(ctx, secretOf(late), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await("another valid one", func() bool { return serves(late) })
+	if _, err := clients.CoreV1().Secrets("team-a").Update(ctx, secretOf(from(3*time.Hour)), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await("a finding", func() bool { return len(source.Findings()) > 0 })
+	if !serves(late) {
+		t.Error("a pair that is three hours early took a valid one's place")
 	}
 }
 

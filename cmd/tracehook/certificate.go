@@ -34,7 +34,8 @@ type task struct {
 
 // servingCertificate is a certificate with what belongs to it.
 type servingCertificate struct {
-	get getCertificate
+	get   getCertificate
+	clock *apiClock
 	// present and trusted are conditions of being ready. Nil: always met.
 	present, trusted func(*http.Request) error
 	// warnings are what deserves a look though calls work.
@@ -50,10 +51,27 @@ type servingCertificate struct {
 // newServingCertificate starts nothing yet and asks no API server.
 func newServingCertificate(config serveConfig, telemetry *telemetry, log *slog.Logger) (*servingCertificate, error) {
 	c := &servingCertificate{}
+	if err := c.tellTime(config, log); err != nil {
+		return c, err
+	}
 	if config.Certs == certsManaged || config.Certs == certsSecret {
 		return c, c.fromSecret(config, telemetry, log)
 	}
 	return c, c.fromFiles(config, telemetry, log)
+}
+
+// tellTime takes the clock of the API server, where serve calls one at all.
+func (c *servingCertificate) tellTime(config serveConfig, log *slog.Logger) (err error) {
+	var api *rest.Config
+	configurations, _ := config.Cluster.configurations() // an error is told by who needs them
+	if config.Certs == certsManaged || config.Certs == certsSecret || config.Lineage != "off" || len(configurations) > 0 {
+		api, _ = clientconfig.GetConfig()
+	}
+	if c.clock, err = newAPIClock(api, log); err != nil {
+		return err
+	}
+	c.watchers = append(c.watchers, task{"ask the API server what time it is", c.clock.run})
+	return nil
 }
 
 func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry, log *slog.Logger) error {
@@ -65,7 +83,12 @@ func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry,
 		return err
 	}
 	c.get = files.GetCertificate
-	c.watchers = append(c.watchers, task{"watch the certificate", files.Start})
+	valid := &validity{get: c.get, clock: c.clock, log: log}
+	if err := valid.measure(telemetry.meterProvider); err != nil {
+		return err
+	}
+	c.present = valid.ready
+	c.watchers = append(c.watchers, task{"watch the certificate", files.Start}, task{"watch the certificate's validity", valid.run})
 	configurations, err := config.Cluster.configurations()
 	if err != nil || len(configurations) == 0 {
 		return err
@@ -89,7 +112,7 @@ func (c *servingCertificate) fromSecret(config serveConfig, telemetry *telemetry
 	source, err := certs.NewSecretSource(certs.SourceOptions{
 		Clients: cluster.clients, Namespace: config.Cluster.Namespace, Secret: config.Cluster.ServingSecret,
 		ProofName: config.Cluster.proofName(),
-		Logger:    log, MeterProvider: telemetry.meterProvider,
+		Logger:    log, MeterProvider: telemetry.meterProvider, Now: c.clock.now,
 	})
 	if err != nil {
 		return err
@@ -118,7 +141,7 @@ func (c *servingCertificate) fromSecret(config serveConfig, telemetry *telemetry
 func (c *servingCertificate) compare(config serveConfig, cluster *cluster, configurations []certs.Ref, telemetry *telemetry, log *slog.Logger) error {
 	live, err := certs.NewReadiness(certs.ReadinessOptions{
 		Clients: cluster.clients, Configurations: configurations, GetCertificate: c.get,
-		Logger: log, MeterProvider: telemetry.meterProvider,
+		Logger: log, MeterProvider: telemetry.meterProvider, Now: c.clock.now,
 	})
 	if err != nil {
 		return err
