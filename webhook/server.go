@@ -210,16 +210,11 @@ func (*Server) NeedLeaderElection() bool { return false }
 // StartedChecker is Ready.
 func (s *Server) StartedChecker() healthz.Checker { return s.Ready }
 
-// connectionKey finds the connection in a request's context.
-type connectionKey struct{}
-
 // bounded is around every handler: no path is without a deadline, and no body without a limit.
 func (s *Server) bounded(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Now().Add(timeout(r.URL) - answerMargin))
-		connection, _ := r.Context().Value(connectionKey{}).(net.Conn)
-		limit.Handled(connection, r.ProtoMajor == 2)
 		if s.draining.Load() {
 			// Callers with a kept connection are let go, one answer at a time, so that none of them
 			// sends a request into a connection that is about to close.
@@ -292,11 +287,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("serve admission calls on %s: %w", s.options.Address, err)
 	}
 	server := &http.Server{
-		Handler:   s.bounded(s.mux),
-		ConnState: s.connections.State,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connectionKey{}, c)
-		},
+		Handler:           s.bounded(s.mux),
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		MaxHeaderBytes:    MaxHeaderBytes,
 		ReadHeaderTimeout: HeaderTimeout,
@@ -310,6 +301,7 @@ func (s *Server) Start(ctx context.Context) error {
 			SendPingTimeout: time.Minute, WriteByteTimeout: writeTimeout,
 		},
 	}
+	s.connections.Guard(server)
 	server.Protocols = new(http.Protocols)
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetHTTP2(s.options.HTTP2)

@@ -79,9 +79,14 @@ func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer)
 	if err != nil {
 		return usageError(err)
 	}
-	metrics, err := newMetricsServer(config.processConfig, served.GetCertificate)
+	metrics, err := newMetricsServer(config.processConfig, served.GetCertificate, telemetry.meterProvider, log)
 	if err != nil {
 		return usageError(err)
+	}
+
+	probes, err := newProbes(config.HealthAddress, readiness{}, telemetry.meterProvider)
+	if err != nil {
+		return err
 	}
 
 	// Probes and metrics outlive the work, as in serve.
@@ -92,9 +97,9 @@ func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer)
 		defer stopBeside()
 		return wrap("keep the certificates", authority.Start(working))
 	})
-	group.Go(func() error {
-		return wrap("serve probes", serveProbes(beside, config.HealthAddress, readiness{}))
-	})
+	if probes != nil {
+		group.Go(func() error { return wrap("serve probes", probes.Start(beside)) })
+	}
 	if metrics != nil {
 		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })
 	}

@@ -1,47 +1,81 @@
 package main
 
-// /metrics. In: flags, the serving certificate. Out: controller-runtime's metrics server. Errors: no API server to
+// /metrics. In: flags, the serving certificate. Out: controller-runtime's registry, served. Errors: no API server to
 // ask who may read them.
 
 import (
-	"crypto/tls"
+	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/metric"
 	"k8s.io/client-go/rest"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
+// mostScrapes are answered at once; one more gets 503.
+const mostScrapes = 5
+
 // newMetricsServer returns nil where there are to be no metrics. get is for --metrics-secure.
-func newMetricsServer(config processConfig, get getCertificate) (metricsserver.Server, error) {
-	options := metricsserver.Options{
-		BindAddress:   config.MetricsAddress,
-		SecureServing: config.MetricsSecure,
-		TLSOpts: []func(*tls.Config){func(c *tls.Config) {
-			c.GetCertificate = get
-			c.MinVersion = tls.VersionTLS12
-			c.NextProtos = []string{"http/1.1"}
-		}},
+func newMetricsServer(config processConfig, get getCertificate, provider metric.MeterProvider, log *slog.Logger) (*sideServer, error) {
+	handler := promhttp.HandlerFor(ctrlmetrics.Registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: mostScrapes,
 		// Exemplars, which lead from a slow bucket to its trace, exist in this format only.
-		HandlerOpts: []func(*promhttp.HandlerOpts){func(o *promhttp.HandlerOpts) { o.EnableOpenMetrics = true }},
-	}
-	api, client := &rest.Config{}, http.DefaultClient
+		EnableOpenMetrics: true,
+	})
 	if config.MetricsAuth {
 		cluster, err := connect("--metrics-auth")
 		if err != nil {
 			return nil, err
 		}
-		api = cluster.rest
-		if client, err = rest.HTTPClientFor(api); err != nil {
+		client, err := rest.HTTPClientFor(cluster.rest)
+		if err != nil {
 			return nil, fmt.Errorf("make client for --metrics-auth: %w", err)
 		}
-		options.FilterProvider = filters.WithAuthenticationAndAuthorization
+		filter, err := filters.WithAuthenticationAndAuthorization(cluster.rest, client)
+		if err != nil {
+			return nil, fmt.Errorf("ask who may read /metrics: %w", err)
+		}
+		if handler, err = filter(logr.FromSlogHandler(&sparingHandler{log.Handler(), new(limit.Records)}), handler); err != nil {
+			return nil, fmt.Errorf("ask who may read /metrics: %w", err)
+		}
 	}
-	server, err := metricsserver.NewServer(options, api, client)
-	if err != nil {
-		return nil, fmt.Errorf("set /metrics up: %w", err)
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", handler)
+	server, err := newSideServer("metrics", config.MetricsAddress, mux, provider)
+	if server != nil && config.MetricsSecure {
+		server.secure(get)
 	}
-	return server, nil
+	return server, err
+}
+
+// sparingHandler writes one record in a while: any caller can cause them.
+type sparingHandler struct {
+	slog.Handler
+	records *limit.Records
+}
+
+func (h *sparingHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &sparingHandler{h.Handler.WithAttrs(attrs), h.records}
+}
+
+func (h *sparingHandler) WithGroup(name string) slog.Handler {
+	return &sparingHandler{h.Handler.WithGroup(name), h.records}
+}
+
+func (h *sparingHandler) Handle(ctx context.Context, r slog.Record) error {
+	h.records.Log(ctx, slog.New(h.Handler), r.Level, r.Message, func() (attrs []slog.Attr) {
+		r.Attrs(func(a slog.Attr) bool {
+			attrs = append(attrs, a)
+			return true
+		})
+		return attrs
+	})
+	return nil
 }

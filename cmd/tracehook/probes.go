@@ -1,17 +1,15 @@
 package main
 
 // Probes. In: checks. Out: /healthz (the process is alive) and /readyz (calls are welcome), with the reason if
-// not, and with what is wrong although they are. Errors: the address cannot be listened on.
+// not, and with what is wrong although they are. Errors: of making the metrics.
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
+
+	"go.opentelemetry.io/otel/metric"
 
 	"github.com/tracehook/tracehook/certs"
 )
@@ -55,25 +53,10 @@ func (p readiness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, strings.Join(lines, "\n"))
 }
 
-// serveProbes answers until ctx ends.
-func serveProbes(ctx context.Context, address string, ready http.Handler) error {
-	if address == "0" {
-		return nil
-	}
+// newProbes returns nil where there are to be no probes.
+func newProbes(address string, ready http.Handler, provider metric.MeterProvider) (*sideServer, error) {
 	mux := http.NewServeMux()
 	mux.Handle("/healthz", readiness{})
 	mux.Handle("/readyz", ready)
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	probes := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
-	go func() {
-		<-ctx.Done()
-		_ = probes.Close() // nothing of value is under way here
-	}()
-	if err := probes.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return newSideServer("health", address, mux, provider)
 }

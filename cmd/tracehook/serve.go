@@ -114,9 +114,14 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		},
 		warnings: certificate.warnings,
 	}
-	metrics, err := newMetricsServer(config.processConfig, withReason(certificate.get))
+	metrics, err := newMetricsServer(config.processConfig, withReason(certificate.get), telemetry.meterProvider, log)
 	if err != nil {
 		return usageError(err)
+	}
+
+	probes, err := newProbes(config.HealthAddress, ready, telemetry.meterProvider)
+	if err != nil {
+		return err
 	}
 
 	// What stands beside the admission calls outlives them: probes must see
@@ -136,10 +141,10 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 	if keeper := certificate.keeper; keeper != nil {
 		group.Go(func() error { return wrap(keeper.doing, keeper.run(admission)) })
 	}
-	group.Go(func() error {
-		return wrap("serve probes", serveProbes(beside, config.HealthAddress, ready))
-	})
-	if metrics != nil { // nil where the address is "0"
+	if probes != nil { // nil where the address is "0"
+		group.Go(func() error { return wrap("serve probes", probes.Start(beside)) })
+	}
+	if metrics != nil {
 		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })
 	}
 	serving = true

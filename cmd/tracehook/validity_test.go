@@ -69,7 +69,9 @@ func TestFilesWhosePairIsNotValidNowAreNotReadyAndSayWhy(t *testing.T) {
 		want := "1"
 		if strings.HasPrefix(c.says, "503") {
 			want = "0"
-			s.eventually(t, "logged", func() bool { return strings.Contains(s.log.String(), strings.TrimPrefix(c.says, "503 not ready: certificate: ")) })
+			s.eventually(t, "logged", func() bool {
+				return strings.Contains(s.log.String(), strings.TrimPrefix(c.says, "503 not ready: certificate: "))
+			})
 		}
 		if got := metric(); got != want {
 			t.Errorf("%s: tracehook_certificate_valid is %s, want %s", c.name, got, want)

@@ -71,7 +71,7 @@ func startWith(t *testing.T, certs string, args ...string) *server {
 	t.Helper()
 	s := &server{webhook: freeAddress(t), health: freeAddress(t), metrics: freeAddress(t), log: new(lockedBuffer), ended: make(chan struct{})}
 	s.memory = limitMemory(t, shippedMemory)
-	args = append([]string{"serve", "--lineage=off", "--webhook-cert-path=" + certs, "--webhook-bind-address=" + s.webhook,
+	args = append([]string{"serve", "--lineage=off", "--max-body-bytes=7340032", "--webhook-cert-path=" + certs, "--webhook-bind-address=" + s.webhook,
 		"--health-probe-bind-address=" + s.health, "--metrics-bind-address=" + s.metrics}, args...)
 	s.cmd = s.memory.command(binary(t), args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log

@@ -8,6 +8,7 @@ package limit
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -48,10 +49,10 @@ const (
 )
 
 // Connections bounds how many connections a server has open, and what they hold. Make
-// one for each server, and set both Listen and State:
+// one for each server:
 //
-//	server.ConnState = connections.State
-//	server.Serve(tls.NewListener(connections.Listen(listener), config))
+//	connections.Guard(server)
+//	server.ServeTLS(connections.Listen(listener), "", "")
 type Connections struct {
 	o     ConnectionsOptions
 	start time.Time
@@ -111,8 +112,25 @@ func (c *Connections) Cut() int {
 // Listen returns a listener whose connections are counted.
 func (c *Connections) Listen(l net.Listener) net.Listener { return &listener{l, c} }
 
-// State is for http.Server.ConnState.
-func (c *Connections) State(nc net.Conn, state http.ConnState) {
+// connectionKey finds a connection in a request's context.
+type connectionKey struct{}
+
+// Guard sets the hooks of a server by which Connections learns what its connections do. Call it when Handler is set.
+func (c *Connections) Guard(server *http.Server) {
+	server.ConnState = c.state
+	server.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+		return context.WithValue(ctx, connectionKey{}, connOf(nc))
+	}
+	next := server.Handler
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if known, _ := r.Context().Value(connectionKey{}).(*conn); known != nil {
+			known.handle(r)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (c *Connections) state(nc net.Conn, state http.ConnState) {
 	known := connOf(nc)
 	if known == nil {
 		return
@@ -131,15 +149,13 @@ func (c *Connections) State(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// Handled says that the request has reached a handler: what ends its connection from here on
-// is the handler's to tell. For HTTP/2 it also ends the count of the connection's bytes:
-// they are of many requests, and Bytes.Body counts each of those.
-func Handled(nc net.Conn, http2 bool) {
-	if c := connOf(nc); c != nil {
-		c.handled.Store(true)
-		if http2 && !c.http2.Swap(true) {
-			c.hold.Release()
-		}
+// handle says that a request has reached a handler: what ends its connection from here on is the handler's to
+// tell. For HTTP/2 it also ends the count of the connection's bytes: they are of many requests,
+// and Bytes.NewBody counts each of those.
+func (c *conn) handle(r *http.Request) {
+	c.handled.Store(true)
+	if r.ProtoMajor == 2 && !c.http2.Swap(true) {
+		c.hold.Release()
 	}
 }
 

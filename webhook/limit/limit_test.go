@@ -2,7 +2,6 @@ package limit
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -31,15 +30,8 @@ func serve(t *testing.T, o ConnectionsOptions, handler http.Handler) (string, *C
 	if err != nil {
 		t.Fatal(err)
 	}
-	type key struct{}
-	server := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			Handled(r.Context().Value(key{}).(net.Conn), false)
-			handler.ServeHTTP(w, r)
-		}),
-		ConnState: connections.State, MaxHeaderBytes: o.MaxHeaderBytes, ReadHeaderTimeout: o.HeaderTimeout, ReadTimeout: time.Minute,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, key{}, c) },
-	}
+	server := &http.Server{Handler: handler, MaxHeaderBytes: o.MaxHeaderBytes, ReadHeaderTimeout: o.HeaderTimeout, ReadTimeout: time.Minute}
+	connections.Guard(server)
 	go func() { _ = server.Serve(connections.Listen(listener)) }()
 	t.Cleanup(func() { server.Close() })
 	return listener.Addr().String(), connections, func() map[string]int {
