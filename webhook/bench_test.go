@@ -144,7 +144,7 @@ func (w *benchWriter) Write(p []byte) (int, error) {
 
 // benchTracer is set up as `tracehook serve` does it, but for the exporter.
 func benchTracer(b *testing.B) trace.TracerProvider {
-	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(discardSpans{}), sdktrace.WithIDGenerator(SpanIDs{}))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(discardSpans{}))
 	b.Cleanup(func() {
 		if err := provider.Shutdown(context.Background()); err != nil {
 			b.Error(err)

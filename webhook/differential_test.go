@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	corev1 "k8s.io/api/core/v1"
@@ -93,7 +94,7 @@ func newDifferentialHandler(t testing.TB) http.Handler {
 			{Name: "environment", Mutator: Environment{}},
 		},
 		// Random span ids: those of a second run are not those of the first.
-		TracerProvider: sdktrace.NewTracerProvider(sdktrace.WithIDGenerator(SpanIDs{})),
+		TracerProvider: sdktrace.NewTracerProvider(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +127,7 @@ func (d differential) checkOperation(t *testing.T, operation, old string) {
 		patched = applyPatch(t, d.object, patch)
 	}
 	got, want := decodeTree(t, patched), decodeTree(t, d.object)
-	cause, err := modelCause(got, want)
+	cause, err := modelCause(got, want, decodeTree(t, []byte(old)))
 	if err != nil {
 		t.Fatalf("%s: %s: %v\n%s\n%s", d.name, operation, err, d.object, patch)
 	}
@@ -143,19 +144,21 @@ func (d differential) checkOperation(t *testing.T, operation, old string) {
 
 // modelCause makes the annotations that we own in want what they are in got, so that
 // all others can be compared, and says what an unpatched object cannot have: a
-// context that is neither the one before nor of this request's trace.
-func modelCause(got, want map[string]any) (Cause, error) {
+// context that is none of those before, and not of this request's trace.
+func modelCause(got, want, old map[string]any) (Cause, error) {
 	before, _ := child(want, "metadata")
 	beforeAnnotations, _ := child(before, "annotations")
 	after, _ := child(got, "metadata")
 	afterAnnotations, _ := child(after, "annotations")
 
 	now, _ := afterAnnotations[DefaultAnnotationKey].(string)
-	if was, _ := beforeAnnotations[DefaultAnnotationKey].(string); now != was && now != "" && !strings.HasPrefix(now, "00-"+testTraceID+"-") {
+	oldMetadata, _ := child(old, "metadata")
+	oldAnnotations, _ := child(oldMetadata, "annotations")
+	if was, _ := beforeAnnotations[DefaultAnnotationKey].(string); now != was && now != "" && now != oldAnnotations[DefaultAnnotationKey] && !strings.HasPrefix(now, "00-"+testTraceID+"-") {
 		return Cause{}, fmt.Errorf("%q became %q, which is not of this request's trace", was, now)
 	}
 	changed := false
-	for _, key := range []string{"tracehook.dev/traceparent", "tracehook.dev/tracestate", "tracehook.dev/create-traceparent"} {
+	for _, key := range []string{"tracehook.dev/traceparent", "tracehook.dev/tracestate", "tracehook.dev/create-traceparent", "tracehook.dev/caused-at", "tracehook.dev/previous-traceparent"} {
 		value, is := afterAnnotations[key]
 		if _, was := beforeAnnotations[key]; is {
 			changed = changed || beforeAnnotations[key] != value
@@ -252,9 +255,9 @@ func someStored(random *rand.Rand) map[string]string {
 	case 3:
 		stored[DefaultAnnotationKey] = testTraceparent
 	case 4:
-		trace := [16]byte{1}
-		span := markSpanID(trace, random.Uint64())
-		stored[DefaultAnnotationKey] = fmt.Sprintf("00-%x-%x-01", trace, span)
+		stored[DefaultAnnotationKey] = fmt.Sprintf("00-0af7651916cd43dd8448eb211c80319c-%016x-01", random.Uint64()|1)
+		stored["tracehook.dev/caused-at"] = formatCausedAt(testNow.Add(-time.Duration(random.Intn(100))*time.Minute), stored[DefaultAnnotationKey], random.Uint32())
+		stored["tracehook.dev/previous-traceparent"] = other
 	}
 	switch random.Intn(4) {
 	case 0, 1:

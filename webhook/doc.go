@@ -11,7 +11,10 @@
 //	  ├─ handler.go       otelhttp: SERVER span below the API server's, if it is an admission request
 //	  ├─ mutator.go       each Mutator of the Chain in an INTERNAL span `mutate <name>`
 //	  │    ├─ tracecontext.go    span context → annotation, by the table below
-//	  │    │    └─ lineage.go      controller owner → what it has stored
+//	  │    │    ├─ desired.go      is something else wanted than before?
+//	  │    │    ├─ lineage.go      controller owner → what it has stored
+//	  │    │    │    └─ kinds.go      kind → resource and scope
+//	  │    │    └─ createspan.go   the span `create <Kind>`
 //	  │    └─ environment.go     annotation → environment of containers
 //	  ├─ fits.go          would the API server still take the object?
 //	  ├─ patch.go         raw object + wanted changes → RFC 6902 operations
@@ -24,45 +27,93 @@
 //
 // The stored context is the object's cause: the request that wanted the object as it
 // is, for a consumer to continue from or to link to. "This request" is its SERVER
-// span. The last column is the attribute `tracehook.stamp` of the span
-// `mutate trace-context` and of the counter `tracehook.stamps`.
+// span. A stamp is the annotation with all that tracehook writes beside it:
 //
-//	request  annotation on the object              stored                     tracehook.stamp
-//	CREATE   absent, no controller owner           this request               created
-//	CREATE   absent, has a controller owner        the owner's cause, linked; owned
-//	                                               this request if unknown
-//	CREATE   a stamp of ours, no controller owner  this request, old linked   returned
-//	CREATE   valid otherwise                       kept, linked               kept
-//	CREATE   no traceparent                        as if absent; warning      invalid
-//	UPDATE   (object has a controller owner)       untouched                  untouched
-//	UPDATE   changed to a stamp of ours, and so    this request, old linked   returned
-//	         did the desired state
-//	UPDATE   changed to a valid one otherwise      kept, linked               kept
-//	UPDATE   changed to no traceparent             this request; warning      invalid
-//	UPDATE   as it was, desired state changed      this request               updated
-//	UPDATE   only metadata or status changed       untouched                  untouched
-//	any      of the trace of this request          untouched                  same_trace
-//	others: DELETE, CONNECT, subresources, mirror Pods, no object,            excluded
-//	        what is not stored (SubjectAccessReview, Binding, …)
+//	traceparent            the cause
+//	tracestate             its W3C tracestate, at most 512 bytes of it
+//	caused-at              when it was stored, and two checksums
+//	previous-traceparent   the cause that this one replaced: the way back
+//	create-traceparent     the object's own span `create <Kind>` (CreateSpans)
 //
-// The desired state is everything outside metadata and status. A stamp of ours that
-// comes back was not chosen by a client: `kubectl rollout undo` writes an old
-// ReplicaSet's annotations back to the Deployment, and `kubectl get -o yaml` with
-// `kubectl create` those of another object. What caused the object then is the rollback,
-// the create. SpanIDs marks our span ids so that stamps can be told apart. An object
-// with a controller owner may carry its owner's stamp: the deployment controller
-// copies it to ReplicaSets, which is the lineage that is wanted, and writes it over
-// whatever else is there, which must not become a fight.
+// The last column is the attribute `tracehook.stamp` of the span
+// `mutate trace-context` and of the counter `tracehook.stamps`. Rows are read from the top.
+//
+//	request  the object has                        stored                         tracehook.stamp
+//	any      DELETE, CONNECT, a subresource, a     nothing                        excluded
+//	         mirror Pod, no object, what is not
+//	         stored (SubjectAccessReview, …)
+//	any      a cause of this very request          nothing more                   same_trace
+//	CREATE   no controller owner, and
+//	           no cause                            this request                   created
+//	           a stamp                             this request, old linked       returned
+//	           a traceparent alone                 kept, linked                   kept
+//	           no valid traceparent                this request; warning          invalid
+//	CREATE   a controller owner, and
+//	           no cause, or an old stamp           the owner's cause, linked      owned
+//	             its cause is not known            this request                   owned
+//	             it is old, or the owner repeats   this request, owner's linked   linked
+//	           a young stamp, a traceparent alone  kept, linked                   kept
+//	           no valid traceparent                as without a cause; warning    invalid
+//	UPDATE   a controller owner                    nothing                        untouched
+//	UPDATE   another cause than before, and
+//	           a stamp, something else wanted      this request, both linked      returned
+//	           a stamp, nothing else wanted        the cause before               restored
+//	           a traceparent alone                 kept, both linked              kept
+//	           no valid one, something wanted      this request; warning          invalid
+//	           no valid one, nothing else wanted   the cause before; warning      restored
+//	UPDATE   something else wanted than before     this request, old linked       updated
+//	UPDATE   only metadata or status changed,      nothing                        untouched
+//	         or how much of it runs
+//
+// What a restore cannot put back, because nothing valid was there, is kept if it is valid
+// and replaced by this request if it is not.
+//
+// Who makes an object again and again. A Job's Pods always continue the Job's cause. A Job that a CronJob makes
+// never continues the CronJob's: its own create is its cause, linked to the CronJob's. What
+// any other controller makes continues its owner's cause for an hour after that was stored; later it has a
+// cause of its own, linked. So a trace tells of a rollout, and not of every node that was drained
+// since. Owners whose kind is named Cron…, Scheduled… or …Schedule are treated as CronJobs. A Job
+// that somebody made of a CronJob by hand (annotation cronjob.kubernetes.io/instantiate:
+// manual) belongs to the request that made it. The age is that of the first cause in a chain of
+// owners: it is handed down. Where caused-at is missing the owner's creationTimestamp is taken.
+//
+// Who changes an object. What is wanted of it is everything outside metadata and status, less how much of
+// it runs: `replicas` and `suspend`, anywhere in the spec. `kubectl scale` and the autoscaler write the object's
+// scale, which no annotation can be stored on; writing the same field directly is treated alike. Otherwise an
+// autoscaler that writes all day would bury who deployed the image. A queue that lets an
+// object go may also write where it runs (node selectors, tolerations, scheduling gates, labels and annotations
+// of a template). A Job and a Pod are one piece of work: their cause is who submitted
+// them, and no change makes another. Whoever else changes what is wanted, be it an image updater or a
+// rollout controller, is the new cause, and the old one is the way back: a link of the new
+// SERVER span, and previous-traceparent. That names the last cause that was sampled, if there was one.
+//
+// What is not sampled. Nothing is stored on an object without a valid cause for a request that is not sampled, unless
+// TraceContextOptions.Always is true. A valid cause is never removed for that: the new one takes its place,
+// with the flags 00.
+//
+// What a client sends. A stamp that comes with its caused-at is a copy, and nobody has chosen it:
+// `kubectl rollout undo` writes an old ReplicaSet's annotations back to the Deployment, and an exported
+// manifest holds those of its day. A traceparent alone, or another one than caused-at
+// is of, was chosen by whoever sent it: also one that a process got as TRACEPARENT and passes on. An object with a
+// controller owner may carry its owner's stamp: the deployment controller copies it to
+// ReplicaSets, and writes it over whatever else is there, which must not become a fight.
+//
+// One request, several calls. An API server calls again where a later webhook has changed the object
+// (reinvocationPolicy). What was stored in this request is known by its trace; where the API server does not trace, each call
+// is a trace of its own, and the second checksum of caused-at tells the object, and the time that it was seconds ago.
 //
 // With TraceContextOptions.CreateSpans an owned object gets a span of its own, `create
 // <Kind>` below its owner's, and stores that: as the annotation where a controller has
-// not written it, and in any case as create-traceparent beside it, which counts for as
-// long as it is of the stored cause's trace.
+// not written it, and in any case as create-traceparent, which counts for as
+// long as it is of the stored cause's trace. Where that span is not sampled the owner's cause is
+// stored, as in a dry run. An owner gets as many of these spans as it wants objects, as far as that is known (a
+// ReplicaSet's annotation deployment.kubernetes.io/desired-replicas, else 10), and one more a
+// minute: a controller tries again and again what a quota refuses.
 //
-// Where this request's context is not to be stored (it is not sampled, and
-// TraceContextOptions.Always is false), nothing is stored, and a context that was
-// stored before is removed: it would name the wrong cause. The W3C tracestate is kept
-// beside the traceparent, at most 512 bytes of it.
+// Whom to believe. Anybody who may write an object may write its cause. So Trust counts for it, too: with
+// TrustLink and TrustNone no span of ours is made in the trace of an annotation (CreateSpans
+// does nothing), and with TrustNone none links to it. What is stored is the same in
+// all three; whoever reads it decides what to do with it.
 //
 // # How a call can end
 //

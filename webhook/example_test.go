@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"time"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -70,7 +71,7 @@ func ExampleNew() {
 		}
 		return nil
 	})
-	stamp, err := webhook.NewTraceContext(webhook.TraceContextOptions{})
+	stamp, err := webhook.NewTraceContext(webhook.TraceContextOptions{Now: func() time.Time { return time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC) }})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -89,7 +90,8 @@ func ExampleNew() {
 	fmt.Println(strings.ReplaceAll(patchOf(w), "},", "},\n"))
 	// Output:
 	// [{"op":"add","path":"/metadata/annotations/shop.example~1team","value":"team-of-shop"},
-	// {"op":"add","path":"/metadata/annotations/tracehook.dev~1traceparent","value":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}]
+	// {"op":"add","path":"/metadata/annotations/tracehook.dev~1traceparent","value":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
+	// {"op":"add","path":"/metadata/annotations/tracehook.dev~1caused-at","value":"2026-11-28T10:00:00.000Z 6259d2519505fd9f"}]
 }
 
 // A unit test of a Mutator needs no server and no review: an object in, the patch out.

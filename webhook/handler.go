@@ -89,7 +89,7 @@ func New(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &handler{chain: o.Mutators, maxBodyBytes: o.MaxBodyBytes, telemetry: telemetry}
+	h := &handler{chain: o.Mutators, maxBodyBytes: o.MaxBodyBytes, trust: o.Trust, telemetry: telemetry}
 	for i, step := range o.Mutators {
 		if step.Name == "" || step.Mutator == nil {
 			return nil, fmt.Errorf("mutator %d has no name or is nil", i)
@@ -147,6 +147,7 @@ type handler struct {
 	chain        Chain
 	spanNames    []string // of the chain's steps
 	maxBodyBytes int64
+	trust        Trust
 	telemetry    *telemetry
 	calls        sync.Pool    // of *call
 	spans        http.Handler // serveAdmission in a SERVER span
@@ -260,7 +261,7 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 
 // answer goes the way of an admission request up to its result.
 func (h *handler) answer(ctx context.Context, c *call) result {
-	c.request.SpanContext = trace.SpanContextFromContext(ctx)
+	c.request.SpanContext, c.request.trust = trace.SpanContextFromContext(ctx), h.trust
 	c.response.object, c.withheld = &c.request.Object, nothingWithheld
 	if c.request.SpanContext.IsSampled() {
 		// From the audit event to the trace; the UID on the span is the way back.

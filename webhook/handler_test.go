@@ -3,6 +3,7 @@ package webhook
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,7 +38,7 @@ const testReview = `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"
 	`"name":"web","namespace":"shop","operation":"CREATE","userInfo":{"username":"alice","groups":["secret-group"]},` +
 	`"object":{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","annotations":{"a":"secret-value"}}},"oldObject":null,"dryRun":true}}`
 
-// sequentialIDs makes marked span ids out of 1, 2, 3, …, so that what is recorded stays the same.
+// sequentialIDs makes span ids 1, 2, 3, …, so that what is recorded stays the same.
 type sequentialIDs struct{ last atomic.Uint64 }
 
 func (s *sequentialIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
@@ -45,8 +46,9 @@ func (s *sequentialIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID
 	return id, s.NewSpanID(ctx, id)
 }
 
-func (s *sequentialIDs) NewSpanID(_ context.Context, id trace.TraceID) trace.SpanID {
-	return markSpanID(id, s.last.Add(1))
+func (s *sequentialIDs) NewSpanID(context.Context, trace.TraceID) (id trace.SpanID) {
+	binary.BigEndian.PutUint64(id[:], s.last.Add(1))
+	return id
 }
 
 type recorded struct {
@@ -74,8 +76,14 @@ func newTestHandler(t *testing.T, o Options) (http.Handler, recorded) {
 	return mux, rec
 }
 
+// testNow is what the clock of every test says.
+var testNow = time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+
 func newTraceContext(t testing.TB, o TraceContextOptions) *TraceContext {
 	t.Helper()
+	if o.Now == nil {
+		o.Now = func() time.Time { return testNow }
+	}
 	m, err := NewTraceContext(o)
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +115,7 @@ func TestACallIsAServerSpanBelowTheAPIServersSpanAndOneSpanForEachMutator(t *tes
 	want := map[attribute.Key]any{
 		keyUID: testUID, keyOperation: "CREATE", keyKind: "apps/v1/Deployment", keyResource: "apps/v1/deployments",
 		keySubResource: "", keyName: "web", keyDryRun: true, "k8s.namespace.name": "shop",
-		keyAllowed: true, keyOperations: int64(1), keyOutcome: "patched",
+		keyAllowed: true, keyOperations: int64(2), keyOutcome: "patched",
 	}
 	got := map[attribute.Key]any{}
 	for _, a := range server.Attributes() {

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -27,7 +28,6 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -55,6 +55,9 @@ const (
 	// Anybody may send a reference; one that the API server would take is shorter.
 	maxReferenceBytes = 1024
 	ownerShards       = 16
+	// MostOwnerLookups is how many requests for owners are under way at once, at most. Beyond it
+	// an object gets its own request's context, and is counted as "limited".
+	MostOwnerLookups = 64
 )
 
 // OwnersOptions of Owners. Config is required; of the rest the zero values are stated.
@@ -84,19 +87,23 @@ type OwnersOptions struct {
 //
 // It asks the API server for an owner's metadata, in a CLIENT span below the span in
 // the caller's context, whose traceparent the request carries. Callers that ask for
-// the same owner at the same time share one request. An answer is remembered for the
-// TTL, whatever it was; that there was none is not, so that one slow request costs
-// only those who waited for it.
+// the same owner at the same time share one request. Answers are cached for the TTL,
+// negative ones too. Timeouts are not cached, so that one slow request costs
+// only those who waited for it. Where a kind is found in the API is asked by discovery.
+//
+// The time of a Cause is when tracehook stored it, else when the owner was created.
 type Owners struct {
-	client                        *http.Client
-	base                          url.URL
-	key, tracestateKey, createKey string
-	timeout, ttl                  time.Duration
-	now                           func() time.Time
-	lookups                       metric.Int64Counter
-	attributes                    [lookupResults][2]metric.MeasurementOption // [1]: from the cache
-	seed                          maphash.Seed
-	shards                        [ownerShards]ownerShard
+	client                                     *http.Client
+	base                                       url.URL
+	key, tracestateKey, causedAtKey, createKey string
+	timeout, ttl                               time.Duration
+	now                                        func() time.Time
+	lookups                                    metric.Int64Counter
+	attributes                                 [lookupResults][2]metric.MeasurementOption // [1]: from the cache
+	seed                                       maphash.Seed
+	shards                                     [ownerShards]ownerShard
+	underWay                                   chan struct{} // one element for each request
+	kinds                                      *kinds
 }
 
 // ownerShard is a part of the cache, so that no lock is shared by all requests.
@@ -137,12 +144,13 @@ const (
 	lookupForbidden                // for want of RBAC
 	lookupTimeout                  // no answer in time
 	lookupInvalid                  // no reference that could be followed
+	lookupLimited                  // too many requests are under way
 	lookupError                    // anything else
 	lookupResults                  // how many there are
 )
 
 var lookupResultNames = [lookupResults]string{
-	"found", "none", "not_found", "uid_mismatch", "forbidden", "timeout", "invalid", "error",
+	"found", "none", "not_found", "uid_mismatch", "forbidden", "timeout", "invalid", "limited", "error",
 }
 
 // Attributes of the counter, and of the span that a look-up was made in.
@@ -184,9 +192,10 @@ func NewOwners(o OwnersOptions) (*Owners, error) {
 		o.Now = time.Now
 	}
 	owners := &Owners{
-		key: o.Key, tracestateKey: cause.TracestateKey(o.Key), createKey: cause.CreateKey(o.Key),
-		timeout: o.Timeout, ttl: o.TTL, now: o.Now, seed: maphash.MakeSeed(),
+		key: o.Key, tracestateKey: cause.TracestateKey(o.Key), causedAtKey: cause.CausedAtKey(o.Key), createKey: cause.CreateKey(o.Key),
+		timeout: o.Timeout, ttl: o.TTL, now: o.Now, seed: maphash.MakeSeed(), underWay: make(chan struct{}, MostOwnerLookups),
 	}
+	owners.kinds = newKinds(owners.fetch, o.Now)
 	for i := range owners.shards {
 		owners.shards[i].lru, _ = simplelru.NewLRU[ownerKey, *lookup]((o.Size+ownerShards-1)/ownerShards, nil) // an error only of size 0
 	}
@@ -272,7 +281,10 @@ func (o *Owners) answer(ctx context.Context, key ownerKey) (answer lookupAnswer,
 		return lookupAnswer{result: lookupTimeout, err: context.DeadlineExceeded}, false
 	}
 	l, cached := o.join(ctx, key)
-	if cached {
+	switch {
+	case l == nil:
+		return lookupAnswer{result: lookupLimited, err: errTooMany}, false
+	case cached:
 		return l.lookupAnswer, true
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
@@ -285,8 +297,10 @@ func (o *Owners) answer(ctx context.Context, key ownerKey) (answer lookupAnswer,
 	}
 }
 
+var errTooMany = errors.New("too many requests are under way")
+
 // join returns an answer that is still good, or else the request that is under way:
-// if there is none it starts one.
+// if there is none it starts one, and returns nil if that would be one too many.
 func (o *Owners) join(ctx context.Context, key ownerKey) (l *lookup, answered bool) {
 	shard := &o.shards[maphash.Comparable(o.seed, key)%ownerShards]
 	shard.Lock()
@@ -301,6 +315,11 @@ func (o *Owners) join(ctx context.Context, key ownerKey) (l *lookup, answered bo
 			return l, false
 		}
 	}
+	select {
+	case o.underWay <- struct{}{}:
+	default:
+		return nil, false
+	}
 	l = &lookup{done: make(chan struct{})}
 	shard.lru.Add(key, l)
 	// Not cancelled when the first caller gives up: the others wait too, and the
@@ -312,6 +331,7 @@ func (o *Owners) join(ctx context.Context, key ownerKey) (l *lookup, answered bo
 // do makes the request of a look-up.
 func (o *Owners) do(ctx context.Context, key ownerKey, l *lookup) {
 	defer close(l.done)
+	defer func() { <-o.underWay }()
 	defer func() { // of somebody's transport, say; nobody above this goroutine would catch it
 		if value := recover(); value != nil {
 			l.lookupAnswer = lookupAnswer{result: lookupError, err: fmt.Errorf("panic: %v", value)}
@@ -329,32 +349,63 @@ func (o *Owners) do(ctx context.Context, key ownerKey, l *lookup) {
 // (resourceVersion=0): a ReplicaSet's first Pod comes milliseconds after the
 // ReplicaSet itself, which the cache may not have seen yet.
 func (o *Owners) get(ctx context.Context, key ownerKey) (answer lookupAnswer, answered bool) {
-	req, err := o.request(ctx, key)
-	if err != nil {
+	place, pattern, err := o.locate(ctx, key)
+	switch {
+	case errors.Is(err, errTooMany):
+		return lookupAnswer{result: lookupLimited, err: err}, false
+	case ctx.Err() != nil:
+		return lookupAnswer{result: lookupTimeout, err: ctx.Err()}, false
+	case errors.Is(err, errNoSuchKind):
+		return lookupAnswer{result: lookupNotFound, err: err}, true
+	case errors.Is(err, errDiscovery):
+		return lookupAnswer{result: lookupError, err: err}, false
+	case err != nil:
 		return lookupAnswer{result: lookupInvalid, err: err}, true
 	}
+	body, status, err := o.fetch(ctx, place, pattern, acceptMetadata)
+	switch {
+	case errors.Is(err, errTooLarge):
+		return lookupAnswer{result: lookupError, err: err}, true
+	case err != nil:
+		return unanswered(ctx, err), false
+	}
+	refused := fmt.Errorf("%d %s", status, http.StatusText(status))
+	switch status {
+	case http.StatusOK:
+		return o.read(body, key.uid), true
+	case http.StatusNotFound:
+		return lookupAnswer{result: lookupNotFound, err: refused}, true
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return lookupAnswer{result: lookupForbidden, err: refused}, true
+	}
+	return lookupAnswer{result: lookupError, err: refused}, true
+}
+
+var errTooLarge = fmt.Errorf("the answer is larger than %d bytes", maxOwnerBytes)
+
+// fetch makes a GET. The body is that of a 200 only.
+func (o *Owners) fetch(ctx context.Context, place, pattern, accept string) (body []byte, status int, err error) {
+	location := o.base
+	location.Path = strings.TrimSuffix(location.Path, "/") + place
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, location.String(), nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	req.Header.Set("Accept", accept)
+	req.Pattern = pattern // only for the span's name
 	resp, err := o.client.Do(req)
 	if err != nil {
-		return unanswered(ctx, err), false
+		return nil, 0, err
 	}
 	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return lookupAnswer{result: lookupNotFound, err: errors.New(resp.Status)}, true
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return lookupAnswer{result: lookupForbidden, err: errors.New(resp.Status)}, true
-	default:
-		return lookupAnswer{result: lookupError, err: errors.New(resp.Status)}, true
+	if resp.StatusCode != http.StatusOK {
+		return nil, resp.StatusCode, nil
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOwnerBytes+1))
-	if err != nil {
-		return unanswered(ctx, err), false
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxOwnerBytes+1))
+	if err == nil && len(body) > maxOwnerBytes {
+		err = errTooLarge
 	}
-	if len(body) > maxOwnerBytes {
-		return lookupAnswer{result: lookupError, err: fmt.Errorf("the answer is larger than %d bytes", maxOwnerBytes)}, true
-	}
-	return o.read(body, key.uid), true
+	return body, resp.StatusCode, err
 }
 
 func unanswered(ctx context.Context, err error) lookupAnswer {
@@ -364,12 +415,16 @@ func unanswered(ctx context.Context, err error) lookupAnswer {
 	return lookupAnswer{result: lookupError, err: err}
 }
 
+// desiredReplicasAnnotation is what the deployment controller writes on a ReplicaSet.
+const desiredReplicasAnnotation = "deployment.kubernetes.io/desired-replicas"
+
 // read takes the cause from an owner's metadata.
 func (o *Owners) read(body []byte, uid types.UID) lookupAnswer {
 	var owner struct {
 		Metadata struct {
-			UID         types.UID         `json:"uid"`
-			Annotations map[string]string `json:"annotations"`
+			UID               types.UID         `json:"uid"`
+			CreationTimestamp string            `json:"creationTimestamp"`
+			Annotations       map[string]string `json:"annotations"`
 		} `json:"metadata"`
 	}
 	if json.Unmarshal(body, &owner) != nil { // its text might quote the object
@@ -379,92 +434,82 @@ func (o *Owners) read(body []byte, uid types.UID) lookupAnswer {
 		return lookupAnswer{result: lookupUIDMismatch, err: errors.New("an object of that name has another UID")}
 	}
 	annotations := owner.Metadata.Annotations
-	cause := Cause{Traceparent: annotations[o.key], Tracestate: annotations[o.tracestateKey]}
-	stored := cause.SpanContext()
-	if !stored.IsValid() {
+	stored := Cause{Traceparent: annotations[o.key], Tracestate: annotations[o.tracestateKey]}
+	span := stored.SpanContext()
+	if !span.IsValid() {
 		return lookupAnswer{result: lookupNone}
 	}
+	if stored.readCausedAt(annotations[o.causedAtKey]); !stored.vouched {
+		stored.At, _ = time.Parse(time.RFC3339, owner.Metadata.CreationTimestamp)
+	}
+	stored.wanted, _ = strconv.Atoi(annotations[desiredReplicasAnnotation])
 	// The span `create <Kind>` counts for as long as it belongs to the stored cause:
 	// a controller that writes a newer cause over that one knows nothing of the span.
-	create := Cause{Traceparent: annotations[o.createKey], Tracestate: cause.Tracestate}
-	if span := create.SpanContext(); span.IsValid() && span.TraceID() == stored.TraceID() {
-		cause = create
+	if create := cause.Parse(annotations[o.createKey], stored.Tracestate); create.IsValid() && create.TraceID() == span.TraceID() {
+		stored.Traceparent = annotations[o.createKey]
 	}
-	return lookupAnswer{result: lookupFound, cause: cause}
+	return lookupAnswer{result: lookupFound, cause: stored}
 }
 
 // acceptMetadata asks for metadata only. An API server behind an APIService may know
 // only whole objects; of these, too, only the metadata is looked at.
 const acceptMetadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 
-func (o *Owners) request(ctx context.Context, key ownerKey) (*http.Request, error) {
-	place, pattern, err := locate(key)
-	if err != nil {
-		return nil, err
-	}
-	location := o.base
-	location.Path = strings.TrimSuffix(location.Path, "/") + place
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, location.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Accept", acceptMetadata)
-	req.Pattern = pattern // only for the span's name
-	return req, nil
-}
-
 // locate turns a reference into a path of the API, and into that path's pattern, of
-// which there are few. Pure.
-func locate(key ownerKey) (place, pattern string, err error) {
+// which there are few.
+func (o *Owners) locate(ctx context.Context, key ownerKey) (place, pattern string, err error) {
 	gv, err := schema.ParseGroupVersion(key.apiVersion)
 	if err != nil {
 		return "", "", errors.New("apiVersion is not GROUP/VERSION")
 	}
-	gvk := gv.WithKind(key.kind)
-	resource, known := workloads[gvk]
-	if !known {
-		guess, _ := meta.UnsafeGuessKindToResource(gvk)
-		resource = guess.Resource
-	}
-	type segment struct{ value, pattern string }
-	fixed := func(value string) segment { return segment{value, value} }
-	fixedIfKnown := func(value, pattern string) segment {
-		if known {
-			return fixed(value)
-		}
-		return segment{value, pattern}
-	}
-	segments := []segment{fixed("api")}
-	if gv.Group != "" {
-		segments = []segment{fixed("apis"), fixedIfKnown(gv.Group, "{group}")}
-	}
-	segments = append(segments, fixedIfKnown(gv.Version, "{version}"))
-	if key.namespace != "" {
-		segments = append(segments, fixed("namespaces"), segment{key.namespace, "{namespace}"})
-	}
-	segments = append(segments, fixedIfKnown(resource, "{resource}"), segment{key.name, "{name}"})
-	for _, s := range segments {
-		if s.value == "" || len(content.IsPathSegmentName(s.value)) > 0 { // "../secrets", say
+	for _, part := range []string{gv.Version, key.kind, key.name} {
+		if part == "" || len(content.IsPathSegmentName(part)) > 0 { // "../secrets", say
 			return "", "", errors.New("a part of it cannot be part of a path")
 		}
-		place += "/" + s.value
-		pattern += "/" + s.pattern
 	}
-	return place, pattern, nil
+	if len(content.IsPathSegmentName(gv.Group)) > 0 || len(content.IsPathSegmentName(key.namespace)) > 0 {
+		return "", "", errors.New("a part of it cannot be part of a path")
+	}
+	kind := gv.WithKind(key.kind)
+	r, known := workloads[kind]
+	if !known {
+		if r, err = o.kinds.find(ctx, kind); err != nil {
+			return "", "", err
+		}
+	}
+	if r.namespaced && key.namespace == "" {
+		return "", "", errors.New("the owner of a cluster-scoped object is in a namespace")
+	}
+	place, pattern = groupVersionPath(gv)
+	if known {
+		pattern = place
+	}
+	if r.namespaced {
+		place += "/namespaces/" + key.namespace
+		pattern += "/namespaces/{namespace}"
+	}
+	place += "/" + r.resource + "/" + key.name
+	if known {
+		return place, pattern + "/" + r.resource + "/{name}", nil
+	}
+	return place, pattern + "/{resource}/{name}", nil
+}
+
+func groupVersionPath(gv schema.GroupVersion) (place, pattern string) {
+	if gv.Group == "" {
+		return "/api/" + gv.Version, "/api/{version}"
+	}
+	return "/apis/" + gv.Group + "/" + gv.Version, "/apis/{group}/{version}"
 }
 
 // workloads are the built-in kinds that own others. Spans are named by what is in
 // here: anybody may refer to an owner of any kind, and names must stay few.
-//
-// Other kinds are guessed (lower case, plural): discovery would cost more requests
-// and a cache of its own, to be right about the few custom resources that own
-// workloads and have an unusual plural. Those have no lineage.
-var workloads = map[schema.GroupVersionKind]string{
-	{Group: "apps", Version: "v1", Kind: "Deployment"}:        "deployments",
-	{Group: "apps", Version: "v1", Kind: "ReplicaSet"}:        "replicasets",
-	{Group: "apps", Version: "v1", Kind: "StatefulSet"}:       "statefulsets",
-	{Group: "apps", Version: "v1", Kind: "DaemonSet"}:         "daemonsets",
-	{Group: "batch", Version: "v1", Kind: "Job"}:              "jobs",
-	{Group: "batch", Version: "v1", Kind: "CronJob"}:          "cronjobs",
-	{Group: "", Version: "v1", Kind: "ReplicationController"}: "replicationcontrollers",
+var workloads = map[schema.GroupVersionKind]kindPlace{
+	{Group: "apps", Version: "v1", Kind: "Deployment"}:        {"deployments", true},
+	{Group: "apps", Version: "v1", Kind: "ReplicaSet"}:        {"replicasets", true},
+	{Group: "apps", Version: "v1", Kind: "StatefulSet"}:       {"statefulsets", true},
+	{Group: "apps", Version: "v1", Kind: "DaemonSet"}:         {"daemonsets", true},
+	{Group: "batch", Version: "v1", Kind: "Job"}:              {"jobs", true},
+	{Group: "batch", Version: "v1", Kind: "CronJob"}:          {"cronjobs", true},
+	{Group: "", Version: "v1", Kind: "ReplicationController"}: {"replicationcontrollers", true},
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -181,7 +182,23 @@ func TestALookUpIsAClientSpanThatAsksForMetadataOnly(t *testing.T) {
 	})
 }
 
+// someKinds answers discovery as an API server with these kinds does.
+func someKinds(w http.ResponseWriter, r *http.Request) {
+	lists := map[string]string{
+		"/apis/argoproj.io/v1alpha1": `{"name":"rollouts","kind":"Rollout","namespaced":true},{"name":"rollouts/scale","kind":"Scale","namespaced":true},{"name":"rollouts/status","kind":"Rollout","namespaced":true}`,
+		"/apis/example.com/v1":       `{"name":"proxies","kind":"Proxy","namespaced":false},{"name":"kubernetesen","kind":"Kubernetes","namespaced":true},{"name":"bad/../name","kind":"Bad"},{"name":"..","kind":"Bad"}`,
+		"/api/v1":                    `{"name":"pods","kind":"Pod","namespaced":true},{"name":"nodes","kind":"Node","namespaced":false}`,
+	}
+	list, ok := lists[r.URL.Path]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	fmt.Fprintf(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"x","resources":[%s]}`, list)
+}
+
 func TestAReferenceLeadsToItsPlaceInTheAPI(t *testing.T) {
+	const custom = "/apis/{group}/{version}"
 	for _, test := range []struct {
 		key            ownerKey
 		place, pattern string
@@ -193,15 +210,190 @@ func TestAReferenceLeadsToItsPlaceInTheAPI(t *testing.T) {
 		{ownerKey{"ns", "batch/v1", "Job", "x", "u"}, "/apis/batch/v1/namespaces/ns/jobs/x", "/apis/batch/v1/namespaces/{namespace}/jobs/{name}"},
 		{ownerKey{"ns", "batch/v1", "CronJob", "x", "u"}, "/apis/batch/v1/namespaces/ns/cronjobs/x", "/apis/batch/v1/namespaces/{namespace}/cronjobs/{name}"},
 		{ownerKey{"ns", "v1", "ReplicationController", "x", "u"}, "/api/v1/namespaces/ns/replicationcontrollers/x", "/api/v1/namespaces/{namespace}/replicationcontrollers/{name}"},
-		{ownerKey{"ns", "argoproj.io/v1alpha1", "Rollout", "x", "u"}, "/apis/argoproj.io/v1alpha1/namespaces/ns/rollouts/x", "/apis/{group}/{version}/namespaces/{namespace}/{resource}/{name}"},
-		{ownerKey{"ns", "apps/v9", "Deployment", "x", "u"}, "/apis/apps/v9/namespaces/ns/deployments/x", "/apis/{group}/{version}/namespaces/{namespace}/{resource}/{name}"},
+		{ownerKey{"ns", "argoproj.io/v1alpha1", "Rollout", "x", "u"}, "/apis/argoproj.io/v1alpha1/namespaces/ns/rollouts/x", custom + "/namespaces/{namespace}/{resource}/{name}"},
 		{ownerKey{"ns", "v1", "Pod", "x", "u"}, "/api/v1/namespaces/ns/pods/x", "/api/{version}/namespaces/{namespace}/{resource}/{name}"},
-		{ownerKey{"", "example.com/v1", "Proxy", "x:y", "u"}, "/apis/example.com/v1/proxies/x:y", "/apis/{group}/{version}/{resource}/{name}"},
+		// An odd plural, and owners that are in no namespace, whatever they own.
+		{ownerKey{"ns", "example.com/v1", "Kubernetes", "x", "u"}, "/apis/example.com/v1/namespaces/ns/kubernetesen/x", custom + "/namespaces/{namespace}/{resource}/{name}"},
+		{ownerKey{"", "example.com/v1", "Proxy", "x:y", "u"}, "/apis/example.com/v1/proxies/x:y", custom + "/{resource}/{name}"},
+		{ownerKey{"ns", "example.com/v1", "Proxy", "x", "u"}, "/apis/example.com/v1/proxies/x", custom + "/{resource}/{name}"},
+		{ownerKey{"ns", "v1", "Node", "x", "u"}, "/api/v1/nodes/x", "/api/{version}/{resource}/{name}"},
 	} {
-		place, pattern, err := locate(test.key)
+		o := newOwners(t, OwnersOptions{}, http.HandlerFunc(someKinds))
+		place, pattern, err := o.locate(t.Context(), test.key)
 		if place != test.place || pattern != test.pattern || err != nil {
 			t.Errorf("%+v:\n got %s, %s, %v\nwant %s, %s", test.key, place, pattern, err, test.place, test.pattern)
 		}
+	}
+	o := newOwners(t, OwnersOptions{}, http.HandlerFunc(someKinds))
+	for _, key := range []ownerKey{
+		{"ns", "apps/v9", "Deployment", "x", "u"},         // no such version
+		{"ns", "example.com/v1", "Pod", "x", "u"},         // no such kind in it
+		{"ns", "example.com/v1", "Bad", "x", "u"},         // no name that can be part of a path
+		{"", "argoproj.io/v1alpha1", "Rollout", "x", "u"}, // in a namespace, of an object that is in none
+	} {
+		if place, _, err := o.locate(t.Context(), key); err == nil {
+			t.Errorf("%+v leads to %s", key, place)
+		}
+	}
+}
+
+func TestTheCauseOfAClusterScopedOwnerIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwners(t, OwnersOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/apis/example.com/v1/proxies/p" {
+				says(storedMetadata)(w, r)
+				return
+			}
+			someKinds(w, r)
+		}))
+		c, err := o.Cause(t.Context(), "shop", metav1.OwnerReference{APIVersion: "example.com/v1", Kind: "Proxy", Name: "p", UID: "uid-of-web-1"})
+		if c.Traceparent != storedCause || err != nil {
+			t.Errorf("got %+v, %v, want the owner's cause", c, err)
+		}
+		var names []string
+		for _, span := range o.spans.Ended() {
+			names = append(names, span.Name())
+		}
+		if want := []string{"GET /apis/{group}/{version}", "GET /apis/{group}/{version}/{resource}/{name}"}; !slices.Equal(names, want) {
+			t.Errorf("spans %q, want %q", names, want)
+		}
+	})
+}
+
+// An API server that is slow to tell of its kinds costs the first look-up its cause, and no request more.
+func TestSlowDiscoveryIsForTheNextLookUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var discoveries atomic.Int64
+		o := newOwners(t, OwnersOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/apis/example.com/v1" {
+				discoveries.Add(1)
+				time.Sleep(time.Second)
+			}
+			if r.URL.Path == "/apis/example.com/v1/proxies/p" {
+				says(storedMetadata)(w, r)
+				return
+			}
+			someKinds(w, r)
+		}))
+		ask := func() (Cause, error) {
+			return o.Cause(t.Context(), "shop", metav1.OwnerReference{APIVersion: "example.com/v1", Kind: "Proxy", Name: "p", UID: "uid-of-web-1"})
+		}
+		for range 3 {
+			start := time.Now()
+			if c, err := ask(); !errors.Is(err, context.DeadlineExceeded) || c != (Cause{}) || time.Since(start) != LongestOwnerTimeout {
+				t.Errorf("got %+v, %v after %s, want the deadline", c, err, time.Since(start))
+			}
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		if c, err := ask(); c.Traceparent != storedCause || err != nil {
+			t.Errorf("got %+v, %v, want the owner's cause", c, err)
+		}
+		if n := discoveries.Load(); n != 1 {
+			t.Errorf("the API server was asked for its kinds %d times, want once", n)
+		}
+		o.wantCounted(t, map[string]int64{"timeout": 3, "found": 1})
+	})
+}
+
+// Anybody may refer to an owner of any kind.
+func TestReferencesToKindsThatNobodyKnowsCostNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var discoveries atomic.Int64
+		o := newOwners(t, OwnersOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Count(r.URL.Path, "/") == 3 {
+				discoveries.Add(1)
+			}
+			if r.URL.Path == "/apis/example.com/v1/proxies/p" {
+				says(storedMetadata)(w, r)
+				return
+			}
+			someKinds(w, r)
+		}))
+		known := metav1.OwnerReference{APIVersion: "example.com/v1", Kind: "Proxy", Name: "p", UID: "uid-of-web-1"}
+		if c, err := o.Cause(t.Context(), "shop", known); c.Traceparent != storedCause || err != nil {
+			t.Fatalf("got %+v, %v, want the owner's cause", c, err)
+		}
+		for i := range 10_000 {
+			for _, owner := range []metav1.OwnerReference{
+				{APIVersion: fmt.Sprintf("group-%d.example/v1", i), Kind: "Unknown", Name: "x", UID: "u"},
+				{APIVersion: "example.com/v1", Kind: fmt.Sprint("Unknown", i), Name: "x", UID: "u"},
+			} {
+				if _, err := o.Cause(t.Context(), "shop", owner); err == nil {
+					t.Fatalf("%+v was found", owner)
+				}
+			}
+		}
+		if n := discoveries.Load(); n > 4*discoveryRate+1 {
+			t.Errorf("the API server was asked for kinds %d times", n)
+		}
+		if n := o.kinds.missing.Len() + o.kinds.found.Len(); n > 2*mostGroupVersions {
+			t.Errorf("%d groups and versions are remembered", n)
+		}
+		time.Sleep(DefaultOwnerTTL)
+		if c, err := o.Cause(t.Context(), "shop", known); c.Traceparent != storedCause || err != nil {
+			t.Errorf("after all those got %+v, %v, want the owner's cause still", c, err)
+		}
+		// A CRD that has come meanwhile is found.
+		time.Sleep(noKindsTTL)
+		if _, err := o.Cause(t.Context(), "shop", metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: "n", UID: "u"}); !strings.Contains(fmt.Sprint(err), "404") {
+			t.Errorf("got %v, want that there is no such Node", err)
+		}
+	})
+}
+
+func TestNoMoreLookUpsAreUnderWayThanTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var underWay, most atomic.Int64
+		o := newOwners(t, OwnersOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			most.Store(max(most.Load(), underWay.Add(1)))
+			time.Sleep(20 * time.Millisecond)
+			underWay.Add(-1)
+			says(storedMetadata)(w, r)
+		}))
+		ask := func() {
+			var group sync.WaitGroup
+			for i := range 10 * MostOwnerLookups {
+				owner := webReplicaSet
+				owner.Name = fmt.Sprint("web-", i)
+				group.Go(func() {
+					start := time.Now()
+					c, err := o.Cause(t.Context(), "shop", owner)
+					if limited := errors.Is(err, errTooMany); limited && (time.Since(start) > 0 || c != (Cause{})) || !limited && err != nil {
+						t.Errorf("got %+v, %v after %s", c, err, time.Since(start))
+					}
+				})
+			}
+			group.Wait()
+		}
+		ask()
+		if n := most.Load(); n != MostOwnerLookups {
+			t.Errorf("%d requests were under way at once, want %d", n, MostOwnerLookups)
+		}
+		o.wantCounted(t, map[string]int64{"found": MostOwnerLookups, "limited": 9 * MostOwnerLookups})
+		time.Sleep(time.Second)
+		ask() // there is room again
+		o.wantCounted(t, map[string]int64{"found": 2 * MostOwnerLookups, "limited": 18 * MostOwnerLookups})
+	})
+}
+
+func TestTheTimeOfACauseIsWhenItWasStoredElseWhenTheOwnerWasMade(t *testing.T) {
+	at := time.Date(2026, 11, 28, 9, 0, 0, 5e6, time.UTC)
+	for _, test := range []struct {
+		name, causedAt string
+		want           time.Time
+	}{
+		{"stored with it", formatCausedAt(at, storedCause, 0), at},
+		{"of another traceparent", formatCausedAt(at, "another", 0), time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)},
+		{"none", "", time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)},
+	} {
+		t.Run(test.name, inBubble(func(t *testing.T) {
+			o := newOwners(t, OwnersOptions{}, says(`{"metadata":{"uid":"uid-of-web-1","creationTimestamp":"2026-11-01T00:00:00Z","annotations":{"tracehook.dev/traceparent":"`+
+				storedCause+`","tracehook.dev/caused-at":"`+test.causedAt+`"}}}`))
+			if c, err := o.Cause(t.Context(), "shop", webReplicaSet); !c.At.Equal(test.want) || err != nil {
+				t.Errorf("got %s, %v, want %s", c.At, err, test.want)
+			}
+		}))
 	}
 }
 

@@ -53,7 +53,7 @@ type Response struct {
 	links    []trace.SpanContext
 	warnings []string
 	audit    []change
-	space    [4]change
+	space    [5]change
 }
 
 // SetAnnotation sets metadata.annotations[key] of the object and leaves every

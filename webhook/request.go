@@ -31,7 +31,12 @@ type Request struct {
 	SpanContext trace.SpanContext
 	// Object is absent on DELETE, OldObject on CREATE and CONNECT.
 	Object, OldObject Object
+
+	trust Trust // of the handler
 }
+
+// trusts says whether a span of ours may be made in a trace that a caller or an annotation names.
+func (r *Request) trusts() bool { return r.trust == TrustParent || r.trust == "" }
 
 // Object is one object of a review as the API server sent it: raw JSON, with
 // the places remembered that mutators ask for. Nothing else is looked at, so any

@@ -27,8 +27,6 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/time/rate"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
-
-	"github.com/tracehook/tracehook/webhook"
 )
 
 // telemetry is what the rest of the program gets of the OpenTelemetry SDK.
@@ -51,8 +49,6 @@ type telemetryOptions struct {
 	ServiceName string
 	// Registry receives the metrics for /metrics. Nil: no metrics are kept.
 	Registry prometheus.Registerer
-	// IDs makes trace and span ids; nil means the SDK's random ones.
-	IDs sdktrace.IDGenerator
 	// MaxSampledRate caps the spans that start here sampled, in requests a second;
 	// 0 means no cap.
 	MaxSampledRate float64
@@ -107,9 +103,6 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 	}
 
 	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
-	if o.IDs != nil {
-		options = append(options, sdktrace.WithIDGenerator(o.IDs))
-	}
 	for _, name := range environment.Spans {
 		exporter, err := newSpanExporter(ctx, name, o.Console)
 		if err != nil {
@@ -227,7 +220,6 @@ func startProcessTelemetry(ctx context.Context, service string, config processCo
 	t, err := startTelemetry(ctx, telemetryOptions{
 		ServiceName:    service,
 		Registry:       ctrlmetrics.Registry,
-		IDs:            webhook.SpanIDs{},
 		MaxSampledRate: maxSampledRate,
 		OnError:        newTelemetryErrorLog(log),
 	})

@@ -31,8 +31,6 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"sigs.k8s.io/controller-runtime/pkg/log"
-
-	"github.com/tracehook/tracehook/webhook"
 )
 
 // settings of a server.
@@ -151,7 +149,6 @@ func startSpans(ctx context.Context, v variant, collector string) (*spans, error
 	}
 	s.provider = sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(exporter, sdktrace.WithMaxExportBatchSize(v.batch)),
-		sdktrace.WithIDGenerator(webhook.SpanIDs{}),
 		sdktrace.WithResource(resource.NewSchemaless(semconv.ServiceName("tracehook"))),
 	)
 	return s, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,22 +104,26 @@ func TestTheAPIServerCallsOnlyForWhatMayBeStamped(t *testing.T) {
 		makeNamespace(t, name)
 	}
 	mustKubectl(t, "label", "namespace", "asks", "tracehook.dev/inject-env=true")
-	mustKubectl(t, "apply", "-f", write(t, `
+	for group, kind := range map[string]string{"example.org": "Gadget", "queue.x-k8s.io": "Thing", "gateway.networking.k8s.io": "Thing"} {
+		crd := "crd/" + strings.ToLower(kind) + "s." + group
+		mustKubectl(t, "apply", "-f", write(t, strings.NewReplacer("GROUP", group, "KIND", kind, "LOWER", strings.ToLower(kind)).Replace(`
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: gadgets.example.org}
+metadata: {name: LOWERs.GROUP, annotations: {api-approved.kubernetes.io: unapproved}}
 spec:
-  group: example.org
+  group: GROUP
   scope: Namespaced
-  names: {plural: gadgets, singular: gadget, kind: Gadget}
+  names: {plural: LOWERs, singular: LOWER, kind: KIND}
   versions:
     - name: v1
       served: true
       storage: true
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`))
-	t.Cleanup(func() { mustKubectl(t, "delete", "crd/gadgets.example.org", "--wait=false") })
-	mustKubectl(t, "wait", "--for=condition=Established", "crd/gadgets.example.org")
+`)))
+		t.Cleanup(func() { mustKubectl(t, "delete", crd, "--wait=false") })
+		mustKubectl(t, "wait", "--for=condition=Established", crd)
+	}
+	wantNoOwnGroupStamped(t)
 
 	const own = "00-0102030405060708090a0b0c0d0e0f10-0102030405060708-01"
 	kubectl := func(args ...string) func() {
@@ -153,6 +158,14 @@ spec:
 		}
 		return text.String()
 	}
+	largeGadget := func(value string) string {
+		text := strings.Builder{}
+		text.WriteString("apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: g}\nspec:\n")
+		for i := range 4000 {
+			fmt.Fprintf(&text, "  key-%d: %s%s\n", i, value, strings.Repeat("x", 80))
+		}
+		return text.String()
+	}
 	status := func(resource string) func() {
 		return kubectl("patch", resource, "--subresource=status", "--type=merge", "-p", `{"status":{"observedGeneration":7}}`)
 	}
@@ -167,7 +180,8 @@ spec:
 		{"Deployment annotated", kubectl("annotate", "deployment/web", "a=b"), cluster.WebhookName, false},
 		{"Deployment's status written", status("deployment/web"), cluster.WebhookName, false},
 		{"Deployment's scale written", kubectl("scale", "deployment/web", "--replicas=1"), cluster.WebhookName, false},
-		{"Deployment's spec changed", kubectl("patch", "deployment/web", "-p", `{"spec":{"replicas":0}}`), cluster.WebhookName, true},
+		{"Deployment's replicas written", kubectl("patch", "deployment/web", "-p", `{"spec":{"replicas":2}}`), cluster.WebhookName, false},
+		{"Deployment's replicas and something else", kubectl("patch", "deployment/web", "-p", `{"spec":{"replicas":0,"minReadySeconds":3}}`), cluster.WebhookName, true},
 		{"Deployment's template changed", kubectl("set", "image", "deployment/web", "main=app:2"), cluster.WebhookName, true},
 		{"Deployment written as it was", kubectl("patch", "deployment/web", "-p", `{"spec":{"replicas":0}}`), cluster.WebhookName, false},
 		{"a client's own context", kubectl("annotate", "--overwrite", "deployment/web", "tracehook.dev/traceparent="+own), cluster.WebhookName, true},
@@ -175,6 +189,12 @@ spec:
 		{"the context removed", kubectl("annotate", "deployment/web", "tracehook.dev/traceparent-"), cluster.WebhookName, false},
 		{"a Deployment owned by a controller, changed", kubectl("patch", "deployment/web", "--type=merge", "-p",
 			`{"metadata":{"ownerReferences":[{"apiVersion":"example.org/v1","kind":"Gadget","name":"g","uid":"1","controller":true}]},"spec":{"replicas":0,"minReadySeconds":5}}`), cluster.WebhookName, false},
+		{"a Job made", apply("apiVersion: batch/v1\nkind: Job\nmetadata: {name: j}\nspec: {suspend: true, template: {spec: {restartPolicy: Never, containers: [{name: main, image: 'app:1'}]}}}\n"), cluster.WebhookName, true},
+		{"a Job let go and placed by a queue", kubectl("patch", "job/j", "-p", `{"spec":{"suspend":false,"template":{"spec":{"nodeSelector":{"a":"b"}}}}}`), cluster.WebhookName, false},
+		{"a Job's own context", kubectl("annotate", "--overwrite", "job/j", "tracehook.dev/traceparent="+own), cluster.WebhookName, true},
+		{"a CronJob made", apply("apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: n}\nspec: {schedule: '0 0 31 2 *', jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: main, image: 'app:1'}]}}}}}\n"), cluster.WebhookName, true},
+		{"a CronJob suspended", kubectl("patch", "cronjob/n", "-p", `{"spec":{"suspend":true}}`), cluster.WebhookName, false},
+		{"a CronJob's schedule", kubectl("patch", "cronjob/n", "-p", `{"spec":{"schedule":"0 0 30 2 *"}}`), cluster.WebhookName, true},
 		{"a Lease", apply("apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: l}\nspec: {holderIdentity: a}\n"), cluster.WebhookName, false},
 		{"an Event", kubectl("create", "-f", write(t, "apiVersion: v1\nkind: Event\nmetadata: {name: e, namespace: quiet}\ninvolvedObject: {namespace: quiet}\n")), cluster.WebhookName, false},
 		{"a Pod", pod("quiet", "p", ""), cluster.WebhookName, true},
@@ -194,6 +214,15 @@ spec:
 
 		{"a custom resource", apply("apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: g}\nspec: {a: 1}\n"), customWebhook, true},
 		{"a custom resource's spec", apply("apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: g}\nspec: {a: 2}\n"), customWebhook, true},
+		{"a custom resource's replicas", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"spec":{"replicas":3}}`), customWebhook, false},
+		{"a custom resource's spec becomes a text", kubectl("patch", "gadget/g", "--type=json", "-p", `[{"op":"replace","path":"/spec","value":"text"}]`), customWebhook, true},
+		{"another text", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"spec":"another"}`), customWebhook, true},
+		{"no spec", kubectl("patch", "gadget/g", "--type=json", "-p", `[{"op":"remove","path":"/spec"}]`), customWebhook, true},
+		{"a large spec", apply(largeGadget("a")), customWebhook, true},
+		{"a large spec changed", apply(largeGadget("b")), customWebhook, true},
+		{"a large spec labelled", kubectl("label", "gadget/g", "c=d"), customWebhook, false},
+		{"a custom resource of a group that ends in k8s.io", apply("apiVersion: queue.x-k8s.io/v1\nkind: Thing\nmetadata: {name: g}\nspec: {a: 1}\n"), customWebhook, true},
+		{"and another", apply("apiVersion: gateway.networking.k8s.io/v1\nkind: Thing\nmetadata: {name: g}\nspec: {a: 1}\n"), customWebhook, true},
 		{"a custom resource's status", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"status":{"ready":true}}`), customWebhook, false},
 		{"a custom resource's label", kubectl("label", "gadget/g", "a=b"), customWebhook, false},
 		{"what is no custom resource", kubectl("create", "configmap", "d"), customWebhook, false},
@@ -213,6 +242,22 @@ spec:
 	for _, object := range []string{"pod/p", "configmap/c", "configmap/large", "gadget/g"} {
 		if stamp := mustKubectl(t, "-n", "quiet", "get", object, "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`); stamp == "" {
 			t.Errorf("%s is not stamped", object)
+		}
+	}
+}
+
+// wantNoOwnGroupStamped wants that the component leaves out every group that kube-apiserver itself serves.
+func wantNoOwnGroupStamped(t *testing.T) {
+	t.Helper()
+	expression := mustKubectl(t, "get", "mutatingwebhookconfiguration/tracehook", "-o", `jsonpath={.webhooks[?(@.name=="`+customWebhook+`")].matchConditions[?(@.name=="is-a-custom-resource")].expression}`)
+	groups, err := shared.clients.Discovery().ServerGroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	custom := mustKubectl(t, "get", "crd", "-o", "jsonpath={.items[*].spec.group}")
+	for _, group := range groups.Groups {
+		if strings.Contains(group.Name, ".") && !slices.Contains(strings.Fields(custom), group.Name) && !strings.Contains(expression, "'"+group.Name+"'") {
+			t.Errorf("%s is Kubernetes' own, and would be stamped by %s", group.Name, expression)
 		}
 	}
 }

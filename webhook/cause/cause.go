@@ -166,6 +166,14 @@ func TracestateKey(key string) string { return sibling(key, "tracestate") }
 // those of its ReplicaSets again and again; this one a Deployment does not have.
 func CreateKey(key string) string { return sibling(key, "create-traceparent") }
 
+// CausedAtKey is the annotation that says when the cause in key was stored. tracehook writes it
+// with every cause; see webhook/doc.go for what it is good for.
+func CausedAtKey(key string) string { return sibling(key, "caused-at") }
+
+// PreviousKey is the annotation that holds the traceparent which the one in key replaced: the way
+// back to who wanted the object before it was changed.
+func PreviousKey(key string) string { return sibling(key, "previous-traceparent") }
+
 // sibling is the key beside another: the same prefix, and this name.
 func sibling(key, name string) string {
 	return key[:strings.LastIndexByte(key, '/')+1] + name

@@ -1,0 +1,45 @@
+package webhook
+
+import (
+	"fmt"
+	"testing"
+)
+
+func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
+	const template = `"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"image":"i"}]}}`
+	for _, test := range []struct {
+		name   string
+		a, b   string // objects without braces
+		scaled bool
+	}{
+		{"replicas", `"spec":{"replicas":1,` + template + `}`, `"spec":{"replicas":2,` + template + `}`, true},
+		{"replicas that were not there", `"spec":{` + template + `}`, `"spec":{"replicas":2,` + template + `}`, true},
+		{"replicas of one group of workers", `"spec":{"groups":[{"name":"a","replicas":1},{"replicas":2}]}`, `"spec":{"groups":[{"name":"a","replicas":5},{"replicas":2}]}`, true},
+		{"suspended", `"spec":{"suspend":false,` + template + `}`, `"spec":{"suspend":true,` + template + `}`, true},
+		{"let go and placed by a queue", `"spec":{"runPolicy":{"suspend":true},"jobs":[{"replicas":1,` + template + `}]}`,
+			`"spec":{"runPolicy":{"suspend":false},"jobs":[{"replicas":1,"template":{"metadata":{"labels":{"a":"b","c":"d"}},"spec":{"containers":[{"image":"i"}],"nodeSelector":{"gpu":"1"},"tolerations":[{}]}}}]}`, true},
+		{"let go, and something else", `"spec":{"suspend":true,` + template + `}`, `"spec":{"suspend":false,"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"image":"i:2"}]}}}`, false},
+		{"placed, but nothing was let go", `"spec":{"suspend":true,"nodeSelector":{}}`, `"spec":{"suspend":true,"nodeSelector":{"a":"b"}}`, false},
+		{"another image", `"spec":{"replicas":1,"image":"a"}`, `"spec":{"replicas":2,"image":"b"}`, false},
+		{"an element more", `"spec":{"a":[1]}`, `"spec":{"a":[1,1]}`, false},
+		{"a name and a value that look like another", `"spec":{"a":{"b":1}}`, `"spec":{"a":{},"b":1}`, false},
+		{"replicas of something else than a spec", `"data":{"replicas":1},"spec":{}`, `"data":{"replicas":2},"spec":{}`, false},
+		{"no spec", `"data":1`, `"data":2`, false},
+		{"a spec that was not there", `"a":1`, `"a":1,"spec":{"replicas":1}`, false},
+		{"metadata and status do not count", `"metadata":{"a":1},"status":1,"spec":{"replicas":1}`, `"status":2,"spec":{"replicas":2}`, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, pair := range [][2]string{{test.a, test.b}, {test.b, test.a}} {
+				var decoder reviewDecoder
+				var req Request
+				review := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"u","operation":"UPDATE","object":{%s},"oldObject":{%s}}}`, pair[0], pair[1])
+				if err := decoder.decode([]byte(review), &req); err != nil {
+					t.Fatal(err)
+				}
+				if got := onlyScaled(&req.Object, &req.OldObject); got != test.scaled {
+					t.Errorf("%s\n%s\nonly scaled: %t, want %t", pair[0], pair[1], got, test.scaled)
+				}
+			}
+		})
+	}
+}
