@@ -8,6 +8,7 @@ package webhook
 // read and found to be there.
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strconv"
@@ -35,8 +36,12 @@ const mostContainers = 100
 
 // Environment hands the trace context that a pod stores to the processes in it:
 // every container and init container gets TRACEPARENT and, where there is one,
-// TRACESTATE as environment variables. A container that says where its TRACEPARENT
-// comes from is left alone.
+// TRACESTATE as environment variables, before its others, so that these can refer to them: $(TRACEPARENT).
+// A container that says where its TRACEPARENT comes from is left alone.
+//
+// So is what `kubectl debug` adds: ephemeral containers, the pod with which it looks at a node
+// (label app.kubernetes.io/managed-by: kubectl-debug), and a container in a copy of a pod. A copy is
+// known by a container that has the TRACEPARENT of another pod.
 //
 // It works on pods that are created and ask for it, and belongs behind TraceContext in a Chain.
 // It is meant for processes that do one thing and end: a server that takes its
@@ -71,6 +76,11 @@ func (e Environment) Mutate(_ context.Context, req *Request, resp *Response) err
 		return nil
 	}
 	for _, c := range containers {
+		if c.literal != variables[0].value && cause.Parse(c.literal, "").IsValid() {
+			return nil // a copy
+		}
+	}
+	for _, c := range containers {
 		switch {
 		case c.traceparent:
 		case c.tracestate:
@@ -92,7 +102,30 @@ func (e Environment) Wants(req *Request, resp *Response) bool {
 		return false
 	}
 	wish, _ := resp.Annotation(InjectEnvironmentKey)
-	return wish == "true" || e.Always && wish != "false"
+	return (wish == "true" || e.Always && wish != "false") && !debugsNode(req.Object.Raw)
+}
+
+// debugsNode says whether a pod has the label that `kubectl debug node/NAME` sets.
+func debugsNode(pod []byte) (yes bool) {
+	const name, value = "app.kubernetes.io/managed-by", `"kubectl-debug"`
+	if !bytes.Contains(pod, []byte(value)) {
+		return false // the usual case, not worth a reader
+	}
+	d := reviewDecoder{json: scanner{doc: pod}}
+	inside := func(field string, read func(name []byte) error) func(name []byte) error {
+		return func(name []byte) error {
+			if string(name) != field || d.json.peek() != '{' {
+				return d.json.skip()
+			}
+			return d.json.object(read)
+		}
+	}
+	_ = d.json.object(inside("metadata", inside("labels", func(label []byte) error {
+		text, err := d.json.value()
+		yes = yes || string(label) == name && string(text) == value
+		return err
+	})))
+	return yes
 }
 
 // variables are none where the pod stores no valid context, else TRACEPARENT and perhaps TRACESTATE.
@@ -135,6 +168,7 @@ type container struct {
 	pointer                 string // JSON Pointer to it in the pod
 	env                     bool   // it has a list `env`
 	traceparent, tracestate bool   // the list has a variable of that name
+	literal                 string // the value of TRACEPARENT, if it has one
 }
 
 // readContainers reads the containers and init containers in a pod's spec, nil where there is none.
@@ -180,16 +214,29 @@ func (d *reviewDecoder) container(c *container) error {
 			if d.json.peek() == 'n' {
 				return d.json.skip()
 			}
-			return d.json.object(func(name []byte) error {
-				if string(name) != "name" {
-					return d.json.skip()
+			var name, value []byte
+			err := d.json.object(func(field []byte) (err error) {
+				switch string(field) {
+				case "name":
+					name, err = d.stringBytes()
+					return err
+				case "value":
+					value, err = d.json.value()
+					return err
 				}
-				var variable string
-				err := d.string(&variable)
-				c.traceparent = c.traceparent || variable == traceparentVariable
-				c.tracestate = c.tracestate || variable == tracestateVariable
-				return err
+				return d.json.skip()
 			})
+			switch string(name) {
+			case traceparentVariable:
+				c.traceparent = true
+				if len(value) > 0 && value[0] == '"' {
+					text, _ := unquote(value)
+					c.literal = string(text)
+				}
+			case tracestateVariable:
+				c.tracestate = true
+			}
+			return err
 		})
 	})
 }

@@ -84,21 +84,21 @@ func TestContainersGetTheVariablesThatTheyHaveNot(t *testing.T) {
 		"a container without env": {review: podReview(pod(asks, `{"containers":[{"name":"a"}]}`)), want: first},
 		"a container with null":   {review: podReview(pod(asks, `{"containers":[{"env":null}]}`)), want: first},
 		"a container with an empty list": {review: podReview(pod(asks, `{"containers":[{"env":[]}]}`)),
-			want: add("/spec/containers/0/env/-", traceparent)},
+			want: add("/spec/containers/0/env/0", traceparent)},
 		"a container with variables": {review: podReview(pod(asks, `{"containers":[{"env":[{"name":"A","value":"B"},{"name":"traceparent"},null]}]}`)),
-			want: add("/spec/containers/0/env/-", traceparent)},
+			want: add("/spec/containers/0/env/0", traceparent)},
 		"all containers and init containers, no ephemeral ones": {
 			review: podReview(pod(asks, `{"containers":[{},{"env":[]}],"ephemeralContainers":[{}],"initContainers":[{},null,{"env":[]}]}`)),
-			want: strings.Join([]string{first, add("/spec/containers/1/env/-", traceparent),
-				add("/spec/initContainers/0/env", "["+traceparent+"]"), add("/spec/initContainers/2/env/-", traceparent)}, ",")},
+			want: strings.Join([]string{first, add("/spec/containers/1/env/0", traceparent),
+				add("/spec/initContainers/0/env", "["+traceparent+"]"), add("/spec/initContainers/2/env/0", traceparent)}, ",")},
 		"TRACESTATE too where there is one": {review: podReview(pod(withState, `{"containers":[{},{"env":[]}]}`)),
 			want: strings.Join([]string{add("/spec/containers/0/env", "["+traceparent+","+tracestate+"]"),
-				add("/spec/containers/1/env/-", traceparent), add("/spec/containers/1/env/-", tracestate)}, ",")},
+				add("/spec/containers/1/env/0", traceparent), add("/spec/containers/1/env/1", tracestate)}, ",")},
 		"a TRACEPARENT of its own stays alone": {review: podReview(pod(withState,
 			`{"containers":[{"env":[{"name":"TRACEPARENT","value":""}]},{"env":[{"valueFrom":{"fieldRef":{"fieldPath":"x"}},"name":"TRACEPARENT"}]}]}`))},
 		"also under an escaped name": {review: podReview(pod(asks, `{"containers":[{"env":[{"name":"TRACEPAREN\u0054"}]}]}`))},
 		"a TRACESTATE of its own stays": {review: podReview(pod(withState, `{"containers":[{"env":[{"name":"TRACESTATE","value":"x"}]}]}`)),
-			want: add("/spec/containers/0/env/-", traceparent)},
+			want: add("/spec/containers/0/env/0", traceparent)},
 		"no reference is made to other variables": {
 			review: podReview(pod(asks+`,"tracehook.dev/tracestate":"v=$(PASSWORD)$"`, `{"containers":[{}]}`)),
 			want:   add("/spec/containers/0/env", `[`+traceparent+`,{"name":"TRACESTATE","value":"v=$$(PASSWORD)$$"}]`)},
@@ -123,6 +123,17 @@ func TestContainersGetTheVariablesThatTheyHaveNot(t *testing.T) {
 		"a pod that stores no traceparent": {review: podReview(pod(`"tracehook.dev/inject-env":"true",`+
 			`"tracehook.dev/traceparent":"00-00000000000000000000000000000000-00f067aa0ba902b7-01"`, `{"containers":[{}]}`))},
 		"a mirror pod": {mutator: Environment{Always: true}, review: podReview(pod(asks+`,"kubernetes.io/config.mirror":""`, `{"containers":[{}]}`))},
+
+		"sidecars, which are init containers": {review: podReview(pod(asks, `{"initContainers":[{"restartPolicy":"Always"},{"restartPolicy":"Always","env":[]}],"containers":[]}`)),
+			want: add("/spec/initContainers/0/env", "["+traceparent+"]") + "," + add("/spec/initContainers/1/env/0", traceparent)},
+		"a copy made by kubectl debug: its container and all others": {mutator: Environment{Always: true}, review: podReview(pod(stored,
+			`{"containers":[{"env":[{"name":"TRACEPARENT","value":"`+causeText+`"}]},{"name":"debugger-x"},{"env":[]}]}`))},
+		"a pod to which a later webhook has added a container": {review: podReview(pod(asks, `{"containers":[{"env":[{"name":"TRACEPARENT","value":"`+testTraceparent+`"}]},{"name":"proxy"}]}`)),
+			want: add("/spec/containers/1/env", "["+traceparent+"]")},
+		"a TRACEPARENT that is none does not make a copy": {review: podReview(pod(asks, `{"containers":[{"env":[{"name":"TRACEPARENT","value":"x"}]},{"env":[{"name":"TRACEPARENT","value":null}]},{}]}`)),
+			want: add("/spec/containers/2/env", "["+traceparent+"]")},
+		"a pod of kubectl debug node/x": {mutator: Environment{Always: true}, review: podReview(`{"metadata":{"labels":{"app.kubernetes.io/managed-by":"kubectl-debug"},"annotations":{` + stored + `}},"spec":{"containers":[{}]}}`)},
+		"a pod that only mentions it":   {mutator: Environment{Always: true}, review: podReview(`{"metadata":{"labels":{"a":"kubectl-debug","b":"c"},"annotations":{` + stored + `}},"spec":{"containers":[{}]}}`), want: first},
 
 		"an update":             {review: reviewOf("UPDATE", "", "pods", "", pod(asks, `{"containers":[{}]}`))},
 		"an ephemeral one":      {review: reviewOf("UPDATE", "", "pods", "ephemeralcontainers", pod(asks, `{"containers":[{}]}`))},
@@ -382,6 +393,7 @@ func modelInject(object map[string]any, cause Cause) bool {
 		env       []any
 	}
 	var additions []addition
+	copied := false
 	for _, container := range containers {
 		env, ok := elements(container["env"])
 		if !ok {
@@ -400,6 +412,10 @@ func modelInject(object map[string]any, cause Cause) bool {
 			case nil:
 			case string:
 				has[name] = true
+				if literal, _ := variable["value"].(string); name == "TRACEPARENT" {
+					other := Cause{Traceparent: literal}
+					copied = copied || other.SpanContext().IsValid() && literal != cause.Traceparent
+				}
 			default:
 				return false
 			}
@@ -407,13 +423,14 @@ func modelInject(object map[string]any, cause Cause) bool {
 		if has["TRACEPARENT"] {
 			continue
 		}
-		env = append(env, map[string]any{"name": "TRACEPARENT", "value": cause.Traceparent})
+		ours := []any{map[string]any{"name": "TRACEPARENT", "value": cause.Traceparent}}
 		if cause.Tracestate != "" && !has["TRACESTATE"] {
-			env = append(env, map[string]any{"name": "TRACESTATE", "value": strings.ReplaceAll(cause.Tracestate, "$", "$$")})
+			ours = append(ours, map[string]any{"name": "TRACESTATE", "value": strings.ReplaceAll(cause.Tracestate, "$", "$$")})
 		}
-		additions = append(additions, addition{container, env})
+		additions = append(additions, addition{container, append(ours, env...)})
 	}
-	if len(containers) <= mostContainers {
+	labels, _ := child(metadata, "labels")
+	if len(containers) <= mostContainers && !copied && labels["app.kubernetes.io/managed-by"] != "kubectl-debug" {
 		for _, a := range additions {
 			a.container["env"] = a.env
 		}

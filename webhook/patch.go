@@ -7,6 +7,7 @@ package webhook
 // where the object has none, otherwise single members are.
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -92,8 +93,8 @@ func appendMap(dst []byte, changes []change) []byte {
 
 func appendEnvironment(dst []byte, operations int, e *environment) ([]byte, int) {
 	if e.exists {
-		for _, v := range e.variables {
-			dst = appendAdd(dst, operations, e.container+"/env/-")
+		for i, v := range e.variables { // in front, where $(NAME) in the others can refer to them
+			dst = appendAdd(dst, operations, e.container+"/env/"+strconv.Itoa(i))
 			dst = appendVariable(dst, v)
 			dst = append(dst, '}')
 			operations++

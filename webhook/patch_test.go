@@ -23,7 +23,7 @@ func TestWhatIsWantedIsDoneInFewOperations(t *testing.T) {
 		asMap       = `{"a/b~c":"1","d":"\"2\""}`
 		asMembers   = `{"op":"add","path":"/metadata/annotations/a~1b~0c","value":"1"},{"op":"add","path":"/metadata/annotations/d","value":"\"2\""}`
 		environment = `{"op":"add","path":"/spec/containers/0/env","value":[{"name":"X","value":"1"},{"name":"Y","value":"2"}]},` +
-			`{"op":"add","path":"/spec/containers/1/env/-","value":{"name":"X","value":"1"}},{"op":"add","path":"/spec/containers/1/env/-","value":{"name":"Y","value":"2"}}`
+			`{"op":"add","path":"/spec/containers/1/env/0","value":{"name":"X","value":"1"}},{"op":"add","path":"/spec/containers/1/env/1","value":{"name":"Y","value":"2"}}`
 	)
 	for name, test := range map[string]struct {
 		object     string
