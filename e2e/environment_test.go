@@ -7,11 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/tracehook/tracehook/e2e/internal/story"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
@@ -89,7 +92,7 @@ spec:
 	for _, name := range names {
 		pod := getPod(t, name)
 		variable := "TRACEPARENT=" + storedIn(t, pod)
-		wantEnvironments(t, pod, map[string][]string{"prepare": {variable}, "main": {"A=b", variable}})
+		wantEnvironments(t, pod, map[string][]string{"prepare": {variable}, "main": {variable, "A=b"}})
 	}
 	if template := mustKubectl(t, "get", "job/asks", "-o", "jsonpath={.spec.template}"); strings.Contains(template, "TRACEPARENT") || strings.Contains(template, "traceparent") {
 		t.Errorf("the Job's template was touched: %s", template)
@@ -118,13 +121,13 @@ spec:
 		}},
 		{"asks", `{tracehook.dev/inject-env: "true"}`, func(stored string) map[string][]string {
 			variable := "TRACEPARENT=" + stored
-			return map[string][]string{"init": {variable}, "main": {variable}, "own": {fromField}, "state": {"TRACESTATE=mine", variable}}
+			return map[string][]string{"init": {variable}, "main": {variable}, "own": {fromField}, "state": {variable, "TRACESTATE=mine"}}
 		}},
 		// What refers to other variables is escaped, for the kubelet would put them in.
 		{"asks-with-a-context", `{tracehook.dev/inject-env: "true", tracehook.dev/traceparent: "` + own + `", tracehook.dev/tracestate: "vendor=$(HOME)"}`,
 			func(string) map[string][]string {
 				both := []string{"TRACEPARENT=" + own, "TRACESTATE=vendor=$$(HOME)"}
-				return map[string][]string{"init": both, "main": both, "own": {fromField}, "state": {"TRACESTATE=mine", both[0]}}
+				return map[string][]string{"init": both, "main": both, "own": {fromField}, "state": {both[0], "TRACESTATE=mine"}}
 			}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -143,6 +146,83 @@ spec:
 			}
 		})
 	}
+}
+
+// The kubelet expands $(NAME) only from variables that come before.
+func TestTheVariablesComeFirstSoThatAContainersOwnCanReferToThem(t *testing.T) {
+	mustKubectl(t, "create", "-f", manifest(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: order, annotations: {tracehook.dev/inject-env: "true", tracehook.dev/traceparent: 00-0102030405060708090a0b0c0d0e0f10-0102030405060708-01, tracehook.dev/tracestate: vendor=1}}
+spec:
+  initContainers: [{name: sidecar, image: i, restartPolicy: Always}, {name: sidecar-env, image: i, restartPolicy: Always, env: [{name: A, value: $(TRACEPARENT)}]}]
+  containers:
+  - name: c
+    image: i
+    env:
+    - {name: CURL_HEADER, value: "traceparent: $(TRACEPARENT)"}
+    - {name: OTEL_RESOURCE_ATTRIBUTES, value: "cause=$(TRACEPARENT)"}
+  - {name: empty, image: i, env: []}
+  - {name: null-env, image: i, env: null}
+`))
+	t.Cleanup(func() { mustKubectl(t, "delete", "pod/order", "--wait=false") })
+	ours := []string{"TRACEPARENT=00-0102030405060708090a0b0c0d0e0f10-0102030405060708-01", "TRACESTATE=vendor=1"}
+	wantEnvironments(t, getPod(t, "pod/order"), map[string][]string{
+		"sidecar": ours, "sidecar-env": append(slices.Clone(ours), "A=$(TRACEPARENT)"),
+		"c":     append(slices.Clone(ours), "CURL_HEADER=traceparent: $(TRACEPARENT)", "OTEL_RESOURCE_ATTRIBUTES=cause=$(TRACEPARENT)"),
+		"empty": ours, "null-env": ours,
+	})
+}
+
+// Neither in the Pod that is looked at, nor in a copy of it, nor on its node.
+func TestWhatKubectlDebugAddsIsLeftAlone(t *testing.T) {
+	installEnvInjection(t)
+	mustKubectl(t, "create", "namespace", "debugged")
+	t.Cleanup(func() { mustKubectl(t, "delete", "namespace/debugged", "--wait=false") })
+	mustKubectl(t, "-n", "debugged", "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+	mustKubectl(t, "label", "namespace/debugged", "tracehook.dev/inject-env=true")
+	mustKubectl(t, "-n", "debugged", "run", "app", "--image=app:1", "--annotations=tracehook.dev/inject-env=true")
+	app := getPod(t, "-n", "debugged", "pod/app")
+	ours := []string{"TRACEPARENT=" + storedIn(t, app)}
+	wantEnvironments(t, app, map[string][]string{"app": ours})
+
+	debug := func(args ...string) {
+		t.Helper()
+		mustKubectl(t, append([]string{"-n", "debugged", "debug", "--image=tools:1", "--attach=false", "--container=tools"}, args...)...)
+	}
+	debug("app")
+	looked := getPod(t, "-n", "debugged", "pod/app")
+	if added := looked.Spec.EphemeralContainers; len(added) != 1 || len(added[0].Env) != 0 {
+		t.Errorf("the ephemeral containers are %+v", added)
+	}
+	wantEnvironments(t, looked, map[string][]string{"app": ours})
+	if stored := storedIn(t, looked); stored != storedIn(t, app) {
+		t.Errorf("the Pod's cause changed to %s", stored)
+	}
+	for name, args := range map[string][]string{"copy": nil, "copy-with-annotations": {"--keep-annotations"}} {
+		if args != nil && !atLeast(31) {
+			continue
+		}
+		debug(append([]string{"app", "--copy-to=" + name}, args...)...)
+		wantEnvironments(t, getPod(t, "-n", "debugged", "pod/"+name), map[string][]string{"app": ours, "tools": {}})
+	}
+	if !atLeast(31) { // which set no label yet
+		return
+	}
+	clients, err := kubernetes.NewForConfig(installed.RESTConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := clients.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "looked-at"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mustKubectl(t, "delete", "node/looked-at") })
+	debug("node/looked-at", "--profile=general")
+	pods := strings.Fields(mustKubectl(t, "-n", "debugged", "get", "pods", "-l", "app.kubernetes.io/managed-by=kubectl-debug", "-o", "name"))
+	if len(pods) != 1 {
+		t.Fatalf("the pods that look at the node are %v, want one", pods)
+	}
+	wantEnvironments(t, getPod(t, "-n", "debugged", pods[0]), map[string][]string{"tools": {}})
 }
 
 // The shipped component on top of what is installed: the namespace asks for its pods.

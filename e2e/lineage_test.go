@@ -130,12 +130,12 @@ func live(t *testing.T, node *kubelet, namespace string, webhook *cluster.Webhoo
 	n.do("create", "-f", manifest(t, workloads))("web", "db", "agent", "once", "nightly")
 	n.do("set", "image", "deployment/web", "statefulset/db", "daemonset/agent", "main=app:2")("web", "db", "agent")
 	// `kubectl scale` writes another object, the Deployment's scale, which nothing can
-	// be stored on: what made the Deployment as it is stays the cause.
+	// be stored on: what made the Deployment as it is stays the cause, and the new Pods'.
 	n.do("scale", "deployment/web", "--replicas=5")()
-	n.do("patch", "deployment/web", "-p", `{"spec":{"replicas":6}}`)("web")
+	n.do("patch", "deployment/web", "-p", `{"spec":{"replicas":6}}`)() // the same, written directly
 	n.do("label", "deployment/web", "statefulset/db", "a=b")()
 	n.do("rollout", "undo", "deployment/web", "statefulset/db", "daemonset/agent")("web", "db", "agent")
-	n.do("create", "job", "by-hand", "--from=cronjob/nightly")()
+	n.do("create", "job", "by-hand", "--from=cronjob/nightly")("by-hand")
 
 	if schedule {
 		eventually(t, 90*time.Second, func() error {
@@ -147,7 +147,7 @@ func live(t *testing.T, node *kubelet, namespace string, webhook *cluster.Webhoo
 		})
 		n.settle()
 	}
-	n.do("patch", "cronjob/nightly", "-p", `{"spec":{"suspend":true}}`)("nightly")
+	n.do("patch", "cronjob/nightly", "-p", `{"spec":{"suspend":true}}`)()
 	n.wantQuiet()
 	if webhook != nil {
 		n.wantLookUps(before, lookUps(t, webhook))
@@ -231,7 +231,14 @@ func (n *life) settle() {
 		n.seen[object.GetUID()] = stamp
 	}
 	for _, job := range jobs.Items {
-		look("job/"+job.Name, &job, n.wanted[job.Spec.Template.Labels["app"]])
+		want := n.wanted[job.Spec.Template.Labels["app"]]
+		switch owner := metav1.GetControllerOf(&job); {
+		case job.Name == "by-hand":
+			want = n.wanted["by-hand"]
+		case owner != nil && n.stamped: // each run is a trace of its own, which leads to the CronJob's
+			want = n.wantOwnCause(&job)
+		}
+		look("job/"+job.Name, &job, want)
 	}
 	for _, pod := range pods.Items {
 		want := n.wanted[pod.Labels["app"]]
@@ -251,6 +258,27 @@ func (n *life) settle() {
 			n.wantCause("the rollout", "replicaset/"+set.Name, set.Annotations["tracehook.dev/traceparent"], "web")
 		}
 	}
+}
+
+// wantOwnCause wants that a CronJob's Job has its own create as its cause, linked to what caused
+// the CronJob, and returns the trace of that create.
+func (n *life) wantOwnCause(job *batchv1.Job) (traceID string) {
+	n.Helper()
+	event, err := installed.WaitAuditEvent(story.Within(n.T, 30*time.Second), func(e cluster.AuditEvent) bool {
+		return e.Verb == "create" && e.ObjectRef.Resource == "jobs" && e.ObjectRef.Namespace == n.namespace && e.ObjectRef.Name == job.Name
+	})
+	if err != nil {
+		n.Fatalf("nobody has created job/%s: %v", job.Name, err)
+	}
+	traceID = event.Annotations[cluster.WebhookName+"/trace-id"]
+	if _, known := n.seen[job.UID]; known || traceOfStamp(job.Annotations["tracehook.dev/traceparent"]) != traceID {
+		return traceID
+	}
+	if cronJob := traceparent.FindStringSubmatch(mustKubectl(n.T, "-n", n.namespace, "get", "cronjob/nightly", "-o", stampPath)); cronJob != nil {
+		wantTrace(n.T, traceID, tree.Want{Name: "POST /mutate", Service: "tracehook", Descendant: true, Links: []tracestore.Link{{TraceID: cronJob[1], SpanID: cronJob[2]}},
+			Children: []tree.Want{{Name: "mutate trace-context", Attributes: map[string]any{"tracehook.stamp": "linked"}}}})
+	}
+	return traceID
 }
 
 // settled says what is still to be done.

@@ -4,11 +4,19 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
@@ -304,4 +312,134 @@ func TestTheAuditEventNamesTheTraceAndTheTraceTheAuditEvent(t *testing.T) {
 		}
 	}
 	t.Errorf("annotation span-id %q is not the span POST /mutate", event.Annotations[cluster.WebhookName+"/span-id"])
+}
+
+// patchAs sends a merge patch whose traceparent is this one.
+func patchAs(t *testing.T, traceparent, apiVersion, resource, name, patch string) {
+	t.Helper()
+	config := rest.CopyConfig(installed.RESTConfig)
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			r = r.Clone(r.Context())
+			r.Header.Set("Traceparent", traceparent)
+			return next.RoundTrip(r)
+		})
+	})
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gv, err := schema.ParseGroupVersion(apiVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Resource(gv.WithResource(resource)).Namespace("default").Patch(story.Within(t, time.Minute), name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+const previousPath = `jsonpath={.metadata.annotations.tracehook\.dev/previous-traceparent}`
+
+// An image updater's request is the new cause, also where it is not sampled; and who wanted the Deployment before is found from it.
+func TestARestampKeepsTheWayBackAlsoWhereItIsNotSampled(t *testing.T) {
+	const object = "deployment/updated"
+	const updater, sampled = "0000000000000000000000000000beef", "0000000000000000000000000000bee0"
+	id, _, _ := traced(t, installed.Kubeconfig, "create", "-f", deployment(t, "updated", "app:1"))
+	t.Cleanup(func() { mustKubectl(t, "delete", object) })
+	first := mustKubectl(t, "get", object, "-o", stampPath)
+
+	for i, change := range []string{`{"spec":{"minReadySeconds":1}}`, `{"spec":{"minReadySeconds":2}}`} { // the second one does not bury the way back
+		patchAs(t, fmt.Sprintf("00-%s-000000000000000%d-00", updater, i+1), "apps/v1", "deployments", "updated", change)
+		if stamp := mustKubectl(t, "get", object, "-o", stampPath); !strings.HasPrefix(stamp, "00-"+updater) || !strings.HasSuffix(stamp, "-00") {
+			t.Errorf("after the updater's change: stamped %q, want its trace, not sampled", stamp)
+		}
+		if previous := mustKubectl(t, "get", object, "-o", previousPath); previous != first {
+			t.Errorf("the way back is %q, want %q of trace %s", previous, first, id)
+		}
+	}
+	// A sampled one has a span, and that leads back, too.
+	before := mustKubectl(t, "get", object, "-o", stampPath)
+	patchAs(t, "00-"+sampled+"-0000000000000001-01", "apps/v1", "deployments", "updated", `{"spec":{"minReadySeconds":3}}`)
+	wantStamp(t, object, sampled, "a sampled change")
+	wantTrace(t, sampled, tree.Want{Name: "POST /mutate", Service: "tracehook", Descendant: true, Links: []tracestore.Link{{TraceID: updater, SpanID: before[36:52]}},
+		Children: []tree.Want{{Name: "mutate trace-context", Attributes: map[string]any{"tracehook.stamp": "updated"}}}})
+}
+
+// The real autoscaler: it writes the Deployment's scale. Who deployed the image stays the cause, of the new Pod too.
+func TestAnAutoscalerIsNotTheCauseOfADeployment(t *testing.T) {
+	id, _, _ := traced(t, installed.Kubeconfig, "create", "deployment", "scaled", "--image=app:1", "--replicas=1")
+	t.Cleanup(func() { mustKubectl(t, "delete", "deployment/scaled", "hpa/scaled", "--ignore-not-found") })
+	podsOf(t, "app=scaled", 1)
+	mustKubectl(t, "autoscale", "deployment/scaled", "--min=2", "--max=3", "--cpu=50%")
+	eventually(t, time.Minute, func() error {
+		if replicas := mustKubectl(t, "get", "deployment/scaled", "-o", "jsonpath={.spec.replicas}"); replicas != "2" {
+			return fmt.Errorf("the Deployment wants %s replicas, want 2", replicas)
+		}
+		return nil
+	})
+	wantStamp(t, "deployment/scaled", id, "the autoscaler's work")
+	for pod, stamp := range podsOf(t, "app=scaled", 2) {
+		if stamp != id {
+			t.Errorf("%s was caused by %s, want %s", pod, stamp, id)
+		}
+	}
+	// Those that write the field directly, sampled or not, are treated alike.
+	for _, traceparent := range []string{"00-0000000000000000000000000000dead-0000000000000001-00", "00-0000000000000000000000000000deae-0000000000000001-01"} {
+		patchAs(t, traceparent, "apps/v1", "deployments", "scaled", `{"spec":{"replicas":3}}`)
+		patchAs(t, traceparent, "apps/v1", "deployments", "scaled", `{"spec":{"replicas":2}}`)
+		wantStamp(t, "deployment/scaled", id, "replicas were written")
+	}
+}
+
+// What a client sends back to us: a copy is nobody's choice, a traceparent alone is.
+func TestAStampThatComesBackIsToldFromOneThatIsPassedOn(t *testing.T) {
+	created, _, _ := traced(t, installed.Kubeconfig, "create", "-f", deployment(t, "exported", "app:1"))
+	t.Cleanup(func() { mustKubectl(t, "delete", "deployment/exported") })
+	exported := mustKubectl(t, "get", "deployment/exported", "-o", "yaml")
+	if !strings.Contains(exported, "tracehook.dev/traceparent") || !strings.Contains(exported, "tracehook.dev/caused-at") {
+		t.Fatalf("exported without the stamp:\n%s", exported)
+	}
+	withoutVersion := regexp.MustCompile(`(?m)^  (resourceVersion|uid|generation|creationTimestamp): .*\n`)
+	exported = withoutVersion.ReplaceAllString(exported, "")
+
+	t.Run("an exported manifest of another name is this request's", func(t *testing.T) {
+		id, _, _ := traced(t, installed.Kubeconfig, "create", "-f", manifest(t, strings.ReplaceAll(exported, "exported", "exported-2")))
+		t.Cleanup(func() { mustKubectl(t, "delete", "deployment/exported-2") })
+		wantStamp(t, "deployment/exported-2", id, "create of an exported manifest")
+	})
+	wantStamp(t, "deployment/exported", created, "create")
+	changed, _, _ := traced(t, installed.Kubeconfig, "set", "image", "deployment/exported", "main=app:2")
+	wantStamp(t, "deployment/exported", changed, "another image")
+	now := mustKubectl(t, "get", "deployment/exported", "-o", "jsonpath={.metadata.annotations}")
+
+	for _, way := range [][]string{{"apply"}, {"apply", "--server-side", "--force-conflicts"}, {"replace"}} {
+		t.Run("without a change the present one stays, "+strings.Join(way, " "), func(t *testing.T) {
+			traced(t, installed.Kubeconfig, append(way, "-f", manifest(t, strings.Replace(exported, "app:1", "app:2", 1)))...)
+			wantStamp(t, "deployment/exported", changed, strings.Join(way, " ")+" of an exported manifest without a change")
+			if stayed := mustKubectl(t, "get", "deployment/exported", "-o", `jsonpath={.metadata.annotations.tracehook\.dev/caused-at}`); !strings.Contains(now, stayed) || stayed == "" {
+				t.Errorf("caused at %q, before %s", stayed, now)
+			}
+		})
+	}
+	t.Run("with a change it is this request's", func(t *testing.T) {
+		id, _, _ := traced(t, installed.Kubeconfig, "apply", "-f", manifest(t, strings.Replace(exported, "app:1", "app:3", 1)))
+		wantStamp(t, "deployment/exported", id, "apply of an exported manifest with a change")
+		if previous := mustKubectl(t, "get", "deployment/exported", "-o", previousPath); traceOfStamp(previous) != changed {
+			t.Errorf("the way back is %q, want trace %s", previous, changed)
+		}
+	})
+	t.Run("a TRACEPARENT that a process passes on is kept", func(t *testing.T) {
+		injected := mustKubectl(t, "get", "deployment/exported", "-o", stampPath) // what a Pod of it would get
+		mustKubectl(t, "create", "-f", manifest(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: passed-on, annotations: {tracehook.dev/traceparent: "+injected+"}}\n"))
+		t.Cleanup(func() { mustKubectl(t, "delete", "configmap/passed-on") })
+		if stamp := mustKubectl(t, "get", "configmap/passed-on", "-o", stampPath); stamp != injected {
+			t.Errorf("stamped %q, want %q", stamp, injected)
+		}
+		mustKubectl(t, "annotate", "--overwrite", "deployment/exported", "tracehook.dev/traceparent=00-0102030405060708090a0b0c0d0e0f10-0102030405060708-01")
+		wantStamp(t, "deployment/exported", "0102030405060708090a0b0c0d0e0f10", "a context that was chosen")
+	})
 }

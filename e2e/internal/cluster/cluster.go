@@ -47,6 +47,8 @@ type Options struct {
 	// NoTraces leaves Jaeger, the Collector and everybody's tracing out: for those who
 	// want the machine for something else. JaegerURL and the like are empty then.
 	NoTraces bool
+	// Untraced leaves the API server's own tracing out, as where somebody else runs it.
+	Untraced bool
 	// Progress gets one line for each process that is ready. Nil: silence.
 	Progress io.Writer
 }
@@ -81,6 +83,7 @@ type Cluster struct {
 	// demands of pods.
 	controllers bool
 	noTraces    bool
+	untraced    bool
 
 	mu         sync.Mutex
 	stopped    bool
@@ -186,7 +189,7 @@ func (c *Cluster) stopAll() error {
 func prepare(o Options) (*Cluster, error) {
 	c := &Cluster{
 		Dir: o.Dir, Bin: o.Bin,
-		progress: o.Progress, controllers: o.Controllers, noTraces: o.NoTraces,
+		progress: o.Progress, controllers: o.Controllers, noTraces: o.NoTraces, untraced: o.Untraced,
 		temporary: o.Dir == "",
 		names:     map[string]int{},
 	}

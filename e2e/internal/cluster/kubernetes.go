@@ -243,7 +243,7 @@ func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*
 		// type ExternalName, and one of these is how it finds the webhook on this
 		// host under its in-cluster name.
 	}
-	if !c.noTraces {
+	if !c.noTraces && !c.untraced {
 		args = append(args, "--tracing-config-file="+filepath.Join(dir, "tracing.yaml"))
 		args = append(args, tracingArgs...)
 	}
