@@ -78,7 +78,7 @@ func (c *call) withhold(step Step, before []change) withheld {
 
 // yield takes this object's trace context away.
 func (t *TraceContext) yield(resp *Response) {
-	for _, key := range []string{t.key, t.tracestateKey, t.createKey} {
+	for _, key := range []string{t.key, t.tracestateKey, t.causedAtKey, t.previousKey, t.createKey} {
 		resp.RemoveAnnotation(key)
 	}
 }

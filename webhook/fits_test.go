@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -52,8 +53,8 @@ func deploymentReview(operation, resource string, annotations, old map[string]st
 
 func TestAPatchNeverMakesTheAnnotationsTooLong(t *testing.T) {
 	const ours, stamp = DefaultAnnotationKey, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	const limit, more = mostAnnotationBytes, len(ours) + len(stamp)
-	stamped := map[string]string{ours: stamp}
+	const limit, more = mostAnnotationBytes, len(ours) + len(stamp) + len(causedAt) + len(causedAtLayout) + 17
+	stamped := map[string]string{ours: stamp, causedAt: formatCausedAt(testNow.Add(-time.Hour), stamp, 0)}
 	for name, test := range map[string]struct {
 		operation          string
 		annotations, old   map[string]string

@@ -423,6 +423,9 @@ func (t *TraceContext) writePrevious(req *Request, resp *Response, replaced Caus
 		}
 	}
 	resp.SetAnnotation(t.previousKey, previous)
+	if resp.annotationBytes() > mostAnnotationBytes { // the present cause is worth more
+		resp.RemoveAnnotation(t.previousKey)
+	}
 }
 
 // restore puts back what was stored before the update.
