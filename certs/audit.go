@@ -426,7 +426,7 @@ func (l LeftProof) report() TargetReport {
 		Means:   "nothing but probes of tracehook's ever meets it",
 		Remedy:  fmt.Sprintf("kubectl delete %s %s; the next `tracehook certs migrate --apply` removes it, too", strings.ToLower(l.Kind), l.Name)}
 	if !l.Certain {
-		f.Message = fmt.Sprintf("it was made for a proof of `tracehook certs` at %s; whether that is still under way was not known when the time was over", stamp(l.Made))
+		f.Message = fmt.Sprintf("it was made for a proof of `tracehook certs` at %s; whether that is still under way cannot be said: its maker's Lease could not be read, or the time was over", stamp(l.Made))
 	}
 	if l.Kind == KindAPIService {
 		f.Severity, f.Means = Error, "discovery lists a group that nobody answers for, so no namespace can be deleted"

@@ -81,8 +81,8 @@ type BarrierOptions struct {
 	Kind string
 	// Namespace of the probes, which are never stored; it has to exist. Empty: "default".
 	Namespace string
-	// Holder tells others that this process lives, so that they do not take for left what it makes. Zero: they see it by the
-	// changes of the object alone.
+	// Holder tells others that this process lives, so that they do not take for left what it makes. Zero: they see it by changes of the
+	// object alone, and may remove it when there was none for 6 s; the proof then fails.
 	Holder        Holder
 	Retry         time.Duration        // Zero: 200 ms
 	Logger        *slog.Logger         // Nil: silence

@@ -66,6 +66,9 @@ func (a *Authority) lead(ctx context.Context, term *lease) {
 	a.o.Logger.InfoContext(ctx, "leading the certificate authority no longer", "identity", a.o.Identity)
 }
 
+// Left is what its Prover has made for a proof and not removed yet: for somebody who does not wait for Start to return.
+func (a *Authority) Left() []Ref { return leftOf(a.o.Prover) }
+
 // sweep removes what killed processes have left of proofs, as far as this one may.
 func (a *Authority) sweep(ctx context.Context) {
 	if a.o.Dynamic == nil {

@@ -56,48 +56,58 @@ func holderOf(object metav1.Object) (h Holder) {
 type LeftProof struct {
 	Ref
 	Made time.Time
-	// Certain is false when ctx ended before it was known whether the maker is gone.
+	// Certain is false when the maker's Lease could not be read, or ctx ended before it was known whether it is gone.
 	Certain bool
 
 	object metav1.Object
 }
 
 // FindLeftProofs returns what killed processes have left, of whatever age; of a proof that is under way nothing. It takes seconds if
-// there is anything to be seen, and no time otherwise. An error tells of what could not be listed, beside what was found.
+// there is anything to be seen, and no time otherwise. Whoever may list the four kinds may find, and whoever may read their makers'
+// Leases too is certain. An error tells of what could not be listed, beside what was found.
 func FindLeftProofs(ctx context.Context, clients kubernetes.Interface, objects dynamic.Interface) (left []LeftProof, err error) {
-	var suspects []suspect
 	var errs []error
-	for kind, resource := range resources {
+	for kind := range resources {
 		found, err := listProofs(ctx, clients, objects, kind)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("look for what proofs have left: list %s: %w", resource.Resource, err))
+			errs = append(errs, fmt.Errorf("look for what proofs have left: list %s: %w", resources[kind].Resource, err))
+			continue
 		}
+		var suspects []*suspect
 		for _, object := range found {
-			suspects = append(suspects, suspect{kind: kind, first: object, wait: silence})
+			suspects = append(suspects, &suspect{kind: kind, first: object, wait: silence})
 		}
+		left = append(left, watchSuspects(ctx, clients, objects, kind, suspects)...)
 	}
+	slices.SortFunc(left, func(a, b LeftProof) int { return strings.Compare(a.Ref.String(), b.Ref.String()) })
+	return left, errors.Join(errs...)
+}
+
+// watchSuspects returns those whose makers are gone, or may be when ctx ends.
+func watchSuspects(ctx context.Context, clients kubernetes.Interface, objects dynamic.Interface, kind string, suspects []*suspect) (left []LeftProof) {
 	for begin := time.Now(); ; {
-		var undecided []suspect
-		for _, s := range suspects {
-			switch s.look(ctx, clients, objects, time.Since(begin)) {
-			case gone:
-				left = append(left, s.left(true))
-			case unknownYet:
-				undecided = append(undecided, s)
+		suspects = slices.DeleteFunc(suspects, func(s *suspect) bool {
+			verdict := s.judge(ctx, clients, time.Since(begin))
+			if verdict == gone || verdict == perhapsGone {
+				left = append(left, s.left(verdict == gone))
 			}
-		}
-		if suspects = undecided; len(suspects) == 0 {
-			break
+			return verdict != unknownYet
+		})
+		if len(suspects) == 0 {
+			return left
 		}
 		if sleep(ctx, lookAgain) != nil {
 			for _, s := range suspects {
 				left = append(left, s.left(false))
 			}
-			break
+			return left
 		}
+		found, err := listProofs(ctx, clients, objects, kind)
+		if err != nil {
+			continue
+		}
+		suspects = slices.DeleteFunc(suspects, func(s *suspect) bool { return !slices.ContainsFunc(found, s.unchanged) })
 	}
-	slices.SortFunc(left, func(a, b LeftProof) int { return strings.Compare(a.Ref.String(), b.Ref.String()) })
-	return left, errors.Join(errs...)
 }
 
 // listProofs lists with the clients that the audit lists with.
@@ -161,8 +171,13 @@ type suspect struct {
 	wait    time.Duration
 }
 
-func (s suspect) left(certain bool) LeftProof {
+func (s *suspect) left(certain bool) LeftProof {
 	return LeftProof{Ref{Kind: s.kind, Name: s.first.GetName()}, s.first.GetCreationTimestamp().Time, certain, s.first}
+}
+
+// unchanged: the object is there as it was seen first, and nobody is removing it.
+func (s *suspect) unchanged(now metav1.Object) bool {
+	return now.GetUID() == s.first.GetUID() && now.GetName() == s.first.GetName() && now.GetResourceVersion() == s.first.GetResourceVersion() && now.GetDeletionTimestamp() == nil
 }
 
 // verdict about a maker.
@@ -170,25 +185,24 @@ type verdict int
 
 const (
 	unknownYet verdict = iota
-	alive              // or the object is removed already
+	alive
 	gone
+	perhapsGone // its Lease cannot be read
 )
 
-// look decides after a time of watching.
-func (s *suspect) look(ctx context.Context, clients kubernetes.Interface, objects dynamic.Interface, watched time.Duration) verdict {
-	now, err := objects.Resource(resources[s.kind]).Get(ctx, s.first.GetName(), metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return alive
-	case err == nil && (now.GetUID() != s.first.GetUID() || now.GetResourceVersion() != s.first.GetResourceVersion() || now.GetDeletionTimestamp() != nil):
+// judge decides after a time of watching, in which the object has not changed.
+func (s *suspect) judge(ctx context.Context, clients kubernetes.Interface, watched time.Duration) verdict {
+	if s.first.GetDeletionTimestamp() != nil {
 		return alive
 	}
+	unreadable := false
 	if holder := holderOf(s.first); holder.Lease != "" {
 		lease, err := clients.CoordinationV1().Leases(holder.Namespace).Get(ctx, holder.Lease, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			return gone
-		case err != nil: // perhaps for want of rights: the object itself has to tell
+		case err != nil:
+			unreadable = true
 		case deref(lease.Spec.HolderIdentity) != holder.Identity:
 			return gone
 		case s.seen && !lease.Spec.RenewTime.Equal(s.renewed):
@@ -197,8 +211,11 @@ func (s *suspect) look(ctx context.Context, clients kubernetes.Interface, object
 			s.seen, s.renewed, s.wait = true, lease.Spec.RenewTime, patience(lease)
 		}
 	}
-	if watched < s.wait {
+	switch {
+	case watched < s.wait:
 		return unknownYet
+	case unreadable:
+		return perhapsGone
 	}
 	return gone
 }

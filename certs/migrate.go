@@ -43,7 +43,7 @@ type MigrateOptions struct {
 	Wait time.Duration
 	// Poll is the time between the first two looks at what a step waits for; it grows to ten times that. Zero: 1 s.
 	Poll        time.Duration
-	DialTimeout time.Duration // Zero: 5 s
+	DialTimeout time.Duration // Zero: 10 s
 	SystemRoots *x509.CertPool
 	// OnStep is called when a step begins, when something is to be told meanwhile, and when it is done; by one goroutine at a time.
 	OnStep func(step PlannedStep, meanwhile string)

@@ -75,6 +75,21 @@ func (p Provers) Prove(ctx context.Context, claim Claim) (Proof, error) {
 	return whole, nil
 }
 
+// Left is what they have made and not removed yet: for somebody who does not wait for Prove to return.
+func (p Provers) Left() (refs []Ref) {
+	for _, prover := range p {
+		refs = append(refs, leftOf(prover)...)
+	}
+	return refs
+}
+
+func leftOf(p Prover) []Ref {
+	if maker, ok := p.(interface{ Left() []Ref }); ok {
+		return maker.Left()
+	}
+	return nil
+}
+
 // proveAndTouch proves a claim of what was published in targets, changes these without another meaning, and proves the claim once more.
 // An API server may have made something of the form before the last of a webhook configuration, and keep it for good: it reads
 // all configurations, hears of a change, forgets what it had made of that one, and only then stores what it made of the form that

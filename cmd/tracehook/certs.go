@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
+
+	"github.com/tracehook/tracehook/certs"
 )
 
 func newCertsCommand() *cobra.Command {
@@ -70,17 +72,17 @@ func (i interrupted) exitCode() int {
 }
 
 // interruptible returns a context that ends with the first SIGINT or SIGTERM, so that the command cleans up behind itself. The
-// second ends the process at once, after what is left has been said. A nil left means that there is nothing to clean up.
-func interruptible(cmd *cobra.Command, left func() []string) (ctx context.Context, stop func()) {
+// second ends the process at once, after what is left has been said. A nil left means that there is nothing to clean up or to say.
+func interruptible(cmd *cobra.Command, say func(string), left func() []certs.Ref) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(cmd.Context())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	done, errOut := make(chan struct{}), cmd.ErrOrStderr()
+	done := make(chan struct{})
 	go func() {
 		select {
 		case s := <-signals:
 			if left != nil {
-				fmt.Fprintln(errOut, "tracehook: cleaning up; once more ends it at once")
+				say("cleaning up; a second signal ends it at once")
 			}
 			cancel(interrupted{s})
 		case <-done:
@@ -89,8 +91,8 @@ func interruptible(cmd *cobra.Command, left func() []string) (ctx context.Contex
 		select {
 		case s := <-signals:
 			if left != nil {
-				for _, what := range left() {
-					fmt.Fprintln(errOut, "tracehook: left behind:", what)
+				for _, ref := range left() {
+					say(fmt.Sprintf("left behind: %s (%s), which the next `certs migrate --apply` removes, too", ref, deleteCommand(ref)))
 				}
 			}
 			os.Exit(interrupted{s}.exitCode())

@@ -57,7 +57,7 @@ look at everything and found nothing in the rest.`,
 		Example: "  tracehook certs audit\n  tracehook certs audit --fail-on error -o json\n  tracehook certs audit --audit-log /var/log/kubernetes/audit.log",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := interruptible(cmd, nil)
+			ctx, stop := interruptible(cmd, nil, nil)
 			defer stop()
 			return signalled(ctx, auditCerts(ctx, o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},

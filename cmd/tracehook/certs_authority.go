@@ -6,9 +6,8 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
-	"os/signal"
-	"syscall"
+	"log/slog"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -41,9 +40,16 @@ it: the ServiceAccount then has to list, create, patch and delete those.`,
 			if err := config.validate(); err != nil {
 				return usageError(err)
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			log := newLogger(cmd.ErrOrStderr(), config.LogLevel, config.LogFormat)
+			var authority atomic.Pointer[certs.Authority]
+			ctx, stop := interruptible(cmd, func(text string) { log.Warn("ended by a signal", "what", text) }, func() []certs.Ref {
+				if a := authority.Load(); a != nil {
+					return a.Left()
+				}
+				return nil
+			})
 			defer stop()
-			return runAuthority(ctx, config, cmd.ErrOrStderr())
+			return signalled(ctx, runAuthority(ctx, config, log, authority.Store))
 		},
 	}
 	config.bind(cmd.Flags())
@@ -56,9 +62,8 @@ func (c *authorityConfig) validate() error {
 	return errors.Join(c.processConfig.validate(), c.Cluster.validate())
 }
 
-// runAuthority runs until ctx ends and the Lease is given back.
-func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer) error {
-	log := newLogger(stderr, config.LogLevel, config.LogFormat)
+// runAuthority runs until ctx ends and the Lease is given back. made is told of the authority before it starts.
+func runAuthority(ctx context.Context, config authorityConfig, log *slog.Logger, made func(*certs.Authority)) error {
 	cluster, err := connect("the authority")
 	if err != nil {
 		return usageError(err)
@@ -72,6 +77,7 @@ func runAuthority(ctx context.Context, config authorityConfig, stderr io.Writer)
 	if err != nil {
 		return usageError(err)
 	}
+	made(authority)
 	// /metrics have the certificate that is kept here: whoever shows a token verifies to whom.
 	served, err := certs.NewSecretSource(certs.SourceOptions{
 		Clients: cluster.clients, Namespace: config.Cluster.Namespace, Secret: config.Cluster.ServingSecret,

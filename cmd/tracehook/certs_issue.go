@@ -62,7 +62,7 @@ Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 		Example: "  tracehook certs issue --service tracehook-system/tracehook --out certs\n  tracehook certs issue --for validatingwebhookconfiguration/policy --out certs",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := interruptible(cmd, nil)
+			ctx, stop := interruptible(cmd, nil, nil)
 			defer stop()
 			return signalled(ctx, issueCerts(ctx, o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},

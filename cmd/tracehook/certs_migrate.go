@@ -153,12 +153,7 @@ func migrateCerts(cmd *cobra.Command, o certsMigrateOptions, target string) erro
 	if err != nil {
 		return usageError(err)
 	}
-	ctx, stop := interruptible(cmd, func() (left []string) {
-		for _, ref := range migration.Left() {
-			left = append(left, fmt.Sprintf("%s (%s)", ref, deleteCommand(ref)))
-		}
-		return append(left, "the next `certs migrate --apply` removes it, and goes on")
-	})
+	ctx, stop := interruptible(cmd, func(text string) { fmt.Fprintln(errOut, "tracehook:", text) }, migration.Left)
 	defer stop()
 	return signalled(ctx, runMigration(ctx, o, migration, progress, out))
 }

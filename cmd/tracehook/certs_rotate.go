@@ -43,13 +43,14 @@ for a new serving certificate, with --ca for a new CA as well, and show each ste
 it is taken and when, until all is done. No request fails on the way. Ctrl-C ends the
 watching, not the rotation.
 
-Exit codes: 0 done, 1 not done within --timeout or the watch broke, 2 nobody to ask.`,
+Exit codes: 0 done, 1 not done within --timeout or the watch broke, 2 nobody to ask, 130 or 143
+ended by a signal.`,
 		Example: `  tracehook certs rotate
   tracehook certs rotate --ca
   tracehook certs rotate --ca --drop 5f0c…e2 --skip-soak   # that CA's key was stolen`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := interruptible(cmd, nil)
+			ctx, stop := interruptible(cmd, nil, nil)
 			defer stop()
 			return signalled(ctx, rotateCerts(ctx, o, time.Now, cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},

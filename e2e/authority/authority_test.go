@@ -351,6 +351,42 @@ func TestADroppedCAIsTrustedNoMoreWhoeverPutsItBack(t *testing.T) {
 	})
 }
 
+// Two operators, of whom the second has a clock that is a minute behind: what he asks for is done before he is told so. And of two
+// requests that come at once neither is lost.
+func TestARotationIsNotDoneBecauseAnotherOperatorsClockIsAhead(t *testing.T) {
+	p := newPlace(t)
+	o := p.options(shared.RESTConfig, "a")
+	o.Soak = time.Hour // is not waited for
+	p.start(o)
+	p.settled(always)
+	ask := func(r certs.RotationRequest) certs.RotationRequest {
+		t.Helper()
+		r.ID = certs.NewRotationID()
+		if err := certs.RequestRotation(p.ctx, p.admin, p.name, certs.DefaultServingSecret, r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	theirs := ask(certs.RotationRequest{What: certs.RotateLeaf, Time: p.clock.Now().Add(time.Minute)})
+	first := p.settled(func(s certs.Status) bool { return s.Finished(theirs) })
+	mine := certs.RotationRequest{What: certs.RotateCA, Drop: []string{first.CA.Fingerprint}, SkipSoak: true, Time: p.clock.Now()}
+	if mine.ID = "not asked yet"; first.Finished(mine) {
+		t.Error("done before it was asked for")
+	}
+	mine = ask(mine)
+	also := ask(certs.RotationRequest{What: certs.RotateLeaf, Time: p.clock.Now()})
+	second := p.settled(func(s certs.Status) bool {
+		return s.Finished(mine) || s.Finished(also) && s.CA.Fingerprint != first.CA.Fingerprint
+	})
+	if second.CA.Fingerprint == first.CA.Fingerprint {
+		t.Errorf("done, and the CA is the one of before: %+v", second)
+	}
+	p.settled(func(s certs.Status) bool { return s.Finished(also) })
+	if anchors, _ := certs.ParseBundle(p.bundle()); len(anchors) != 1 || certs.Fingerprint(anchors[0]) == first.CA.Fingerprint {
+		t.Errorf("the bundle holds %d certificates, want the new CA alone", len(anchors))
+	}
+}
+
 // Without a Lease between them: each leads. The Secrets' versions alone must keep them from undoing each other's work.
 func TestOfManyLeadersAtOnceOneMakesTheCA(t *testing.T) {
 	p := newPlace(t)
