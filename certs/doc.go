@@ -72,9 +72,10 @@
 //
 // # In a manager of controller-runtime
 //
-// A [SecretSource], a [Readiness] and an [Authority] are added to it, by Add. All three run on every replica, whether
+// A [SecretSource], a [FileSource], a [Readiness] and an [Authority] are added to it, by Add. All of them run on every replica, whether
 // it leads or not, and from before the caches are filled until the webhook server has ended:
 //
+//	FileSource,
 //	SecretSource  every replica serves, also what its own caches need (a conversion webhook)
 //	Readiness     every replica is asked whether it is ready
 //	Authority     one of them works, by a Lease of its own; without it there may be no certificate at all

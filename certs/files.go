@@ -36,6 +36,7 @@ type FileSourceOptions struct {
 
 // FileSource keeps the last good pair of two files.
 type FileSource struct {
+	early
 	o      FileSourceOptions
 	served atomic.Pointer[tls.Certificate]
 

@@ -54,7 +54,7 @@ func TestSeveralProversSayWhatTheLeastCertainOfThemSays(t *testing.T) {
 // A controller-runtime manager starts what does not say so on its leader only, and after its
 // caches. e2e/manager has a real one.
 func TestAManagerStartsAllBeforeItsCachesOnEveryReplica(t *testing.T) {
-	for _, runnable := range []any{&certs.SecretSource{}, &certs.Readiness{}, &certs.Authority{}} {
+	for _, runnable := range []any{&certs.SecretSource{}, &certs.Readiness{}, &certs.Authority{}, &certs.FileSource{}} {
 		server, ok := runnable.(ctrlwebhook.Server) // by this a manager knows what goes first
 		if !ok {
 			t.Errorf("%T is started after the caches", runnable)
