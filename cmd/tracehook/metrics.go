@@ -19,8 +19,13 @@ import (
 	"github.com/tracehook/tracehook/webhook/limit"
 )
 
-// mostScrapes are answered at once; one more gets 503.
-const mostScrapes = 5
+const (
+	// mostScrapes are answered at once; one more gets 503.
+	mostScrapes = 5
+	// A Prometheus costs a TokenReview a minute and a SubjectAccessReview in five. Whoever makes tokens up costs one for
+	// each, so the API server is asked no more often than this a second; who comes then waits.
+	mostReviews, mostReviewsAtOnce = 10, 20
+)
 
 // newMetricsServer returns nil where there are to be no metrics. get is for --metrics-secure.
 func newMetricsServer(config processConfig, get getCertificate, provider metric.MeterProvider, log *slog.Logger) (*sideServer, error) {
@@ -29,20 +34,23 @@ func newMetricsServer(config processConfig, get getCertificate, provider metric.
 		// Exemplars, which lead from a slow bucket to its trace, exist in this format only.
 		EnableOpenMetrics: true,
 	})
+	sparing := &sparingHandler{log.Handler(), new(limit.Records)}
 	if config.MetricsAuth {
 		cluster, err := connect("--metrics-auth")
 		if err != nil {
 			return nil, err
 		}
-		client, err := rest.HTTPClientFor(cluster.rest)
+		api := rest.CopyConfig(cluster.rest)
+		api.QPS, api.Burst = mostReviews, mostReviewsAtOnce
+		client, err := rest.HTTPClientFor(api)
 		if err != nil {
 			return nil, fmt.Errorf("make client for --metrics-auth: %w", err)
 		}
-		filter, err := filters.WithAuthenticationAndAuthorization(cluster.rest, client)
+		filter, err := filters.WithAuthenticationAndAuthorization(api, client)
 		if err != nil {
 			return nil, fmt.Errorf("ask who may read /metrics: %w", err)
 		}
-		if handler, err = filter(logr.FromSlogHandler(&sparingHandler{log.Handler(), new(limit.Records)}), handler); err != nil {
+		if handler, err = filter(logr.FromSlogHandler(sparing), handler); err != nil {
 			return nil, fmt.Errorf("ask who may read /metrics: %w", err)
 		}
 	}
@@ -51,6 +59,8 @@ func newMetricsServer(config processConfig, get getCertificate, provider metric.
 	server, err := newSideServer("metrics", config.MetricsAddress, mux, provider)
 	if server != nil && config.MetricsSecure {
 		server.secure(get)
+		// The standard log would count a failed handshake as one of an API server.
+		server.server.ErrorLog = slog.NewLogLogger(sparing, slog.LevelWarn)
 	}
 	return server, err
 }
