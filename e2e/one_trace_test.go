@@ -123,7 +123,7 @@ func TestAUserWhoseContextIsOnlyLinkedToIsTold(t *testing.T) {
 
 	id, _, stderr := traced(t, kubeconfig, "create", "configmap", "only-linked")
 	t.Cleanup(func() { mustKubectl(t, "delete", "configmap/only-linked") })
-	if !strings.Contains(stderr, "system:monitoring") {
+	if !strings.Contains(stderr, "links to this one") || !strings.Contains(stderr, "system:monitoring") {
 		t.Errorf("stderr does not say what to do:\n%s", stderr)
 	}
 	stamp := mustKubectl(t, "get", "configmap/only-linked", "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`)
@@ -155,7 +155,7 @@ func TestAMemberOfSystemMonitoringGetsOneTrace(t *testing.T) {
 	t.Cleanup(func() { mustKubectl(t, "delete", "clusterrolebinding/mona-edits") })
 	id, _, stderr := traced(t, kubeconfig, "create", "configmap", "monitored")
 	t.Cleanup(func() { mustKubectl(t, "delete", "configmap/monitored") })
-	if strings.Contains(stderr, "only link") {
+	if strings.Contains(stderr, "links to this one") {
 		t.Errorf("stderr warns without need:\n%s", stderr)
 	}
 	var uid [2]string

@@ -88,6 +88,9 @@ func readTelemetryEnvironment(needs environmentNeeds, get func(string) string, r
 	}
 
 	out.Spans = r.exporters("OTEL_TRACES_EXPORTER", []string{"otlp", "console"}, "otlp")
+	if slices.Contains(out.Spans, "otlp") {
+		r.set["OTEL_TRACES_EXPORTER"] = "otlp" // autoexport takes one name, and is asked for this one only
+	}
 	signals := []string{"", "TRACES_"}
 	if needs.Metrics && get("OTEL_METRICS_EXPORTER") != "" {
 		out.Metrics = r.exporters("OTEL_METRICS_EXPORTER", []string{"otlp", "console", "prometheus"}, "")
@@ -315,8 +318,6 @@ func (r *environmentReader) exporters(name string, known []string, fallback stri
 		chosen = list
 		return value, ""
 	})
-	// autoexport takes one name, and is asked for OTLP only.
-	r.set[name] = fallback
 	return chosen
 }
 

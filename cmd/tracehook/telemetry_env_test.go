@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,13 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// everySet is what readTelemetryEnvironment always decides.
-func everySet(metrics bool) map[string]string {
-	set := map[string]string{"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true"}
-	if metrics {
-		set["OTEL_METRICS_EXPORTER"] = ""
-	}
-	return set
+// everySet is what readTelemetryEnvironment decides for the default.
+func everySet() map[string]string {
+	return map[string]string{"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true"}
 }
 
 // environmentCases are variables as people have them: each what is wrong with it, and what is used.
@@ -117,12 +117,13 @@ var environmentCases = []struct {
 		set: map[string]string{"OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": ""}, complaint: `OTEL_LINK_ATTRIBUTE_COUNT_LIMIT: "x"`},
 
 	// The exporters.
-	{name: "the console", env: map[string]string{"OTEL_TRACES_EXPORTER": "Console"}, spans: "console"},
+	{name: "the console", env: map[string]string{"OTEL_TRACES_EXPORTER": "Console"}, set: map[string]string{"OTEL_TRACES_EXPORTER": "Console"}, spans: "console"},
 	{name: "both", env: map[string]string{"OTEL_TRACES_EXPORTER": "otlp, console,otlp"}, spans: "otlp,console"},
-	{name: "none", env: map[string]string{"OTEL_TRACES_EXPORTER": "none"}, spans: "-"},
+	{name: "none", env: map[string]string{"OTEL_TRACES_EXPORTER": "none"}, set: map[string]string{"OTEL_TRACES_EXPORTER": "none"}, spans: "-"},
 	{name: "none beside another", env: map[string]string{"OTEL_TRACES_EXPORTER": "none,otlp"}, complaint: "OTEL_TRACES_EXPORTER: none stands beside others", instead: "otlp is used"},
 	{name: "an exporter that is gone", env: map[string]string{"OTEL_TRACES_EXPORTER": "zipkin"}, complaint: `OTEL_TRACES_EXPORTER: "zipkin" is not one of otlp, console, none`, instead: "otlp is used"},
 	{name: "a metric exporter that is not known", env: map[string]string{"OTEL_METRICS_EXPORTER": "statsd"}, needs: environmentNeeds{Metrics: true},
+		set:       map[string]string{"OTEL_METRICS_EXPORTER": ""},
 		complaint: `OTEL_METRICS_EXPORTER: "statsd" is not one of otlp, console, prometheus, none`, instead: "no exporter is used"},
 	{name: "an interval with a unit", env: map[string]string{"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "1m"}, needs: environmentNeeds{Metrics: true},
 		set:       map[string]string{"OTEL_METRIC_EXPORT_INTERVAL": "", "OTEL_EXPORTER_OTLP_METRICS_INSECURE": "true"},
@@ -240,7 +241,7 @@ func TestEachVariableThatCannotBeUsedIsNamedOnceAndReplaced(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			got := readTelemetryEnvironment(c.needs, func(name string) string { return c.env[name] }, readFile)
 
-			want := everySet(got.Metrics != nil || c.env["OTEL_METRICS_EXPORTER"] != "" && c.needs.Metrics)
+			want := everySet()
 			if c.needs.Metrics {
 				want["OTEL_EXPORTER_OTLP_METRICS_INSECURE"] = "true"
 			}
@@ -288,8 +289,9 @@ func TestNoVariableKeepsTheSDKFromStarting(t *testing.T) {
 					t.Setenv(name, "")
 				}
 			}
-			for name := range everySet(true) {
-				t.Setenv(name, "") // so that it is put back
+			// So that they are put back.
+			for _, name := range []string{"OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_INSECURE", "OTEL_EXPORTER_OTLP_METRICS_INSECURE"} {
+				t.Setenv(name, "")
 			}
 			for name, value := range c.set {
 				t.Setenv(name, value)
@@ -425,5 +427,81 @@ func TestServeServesWhateverTheVariablesHold(t *testing.T) {
 	}
 	if strings.Contains(log, "hunter2") {
 		t.Errorf("the log tells a secret:\n%s", log)
+	}
+}
+
+// FuzzAnyVariable puts anything into any variable. What is decided about it must be something that
+// needs no further decision, is UTF-8, and tells nothing of the value where that may be a secret.
+func FuzzAnyVariable(f *testing.F) {
+	var names []string
+	for _, c := range environmentCases {
+		for name, value := range c.env {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+			f.Add(uint(slices.Index(names, name)), value)
+		}
+	}
+	slices.Sort(names)
+	noFile := func(string) ([]byte, error) { return nil, errors.New("there is no file") }
+	f.Fuzz(func(t *testing.T, which uint, value string) {
+		name := names[which%uint(len(names))]
+		env := map[string]string{"OTEL_METRICS_EXPORTER": "otlp", name: value}
+		needs := environmentNeeds{Metrics: true}
+		first := readTelemetryEnvironment(needs, func(name string) string { return env[name] }, noFile)
+		maps.Copy(env, first.Set)
+		second := readTelemetryEnvironment(needs, func(name string) string { return env[name] }, noFile)
+		for _, c := range second.Complaints {
+			// These are not changed, only not heeded.
+			if c.Variable != "OTEL_PROPAGATORS" && c.Variable != "OTEL_CONFIG_FILE" && c.Variable != "OTEL_SDK_DISABLED" && c.Variable != "OTEL_METRICS_EXPORTER" && c.Variable != "OTEL_TRACES_EXPORTER" {
+				t.Errorf("%s=%q becomes %q, and then: %s", name, value, env[name], c)
+			}
+		}
+		secret := strings.HasSuffix(name, "HEADERS") || name == "OTEL_RESOURCE_ATTRIBUTES"
+		for _, c := range first.Complaints {
+			if secret && len(value) > 8 && strings.Contains(c.String(), value) {
+				t.Errorf("the complaint about %s tells its value: %s", name, c)
+			}
+		}
+		for _, endpoint := range []string{env["OTEL_EXPORTER_OTLP_ENDPOINT"], env["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]} {
+			if endpoint == "" || strings.HasPrefix(endpoint, "unix://") {
+				continue
+			}
+			if u, err := url.Parse(endpoint); err != nil || u.Host == "" {
+				t.Errorf("%s=%q becomes the endpoint %q", name, value, endpoint)
+			}
+		}
+	})
+}
+
+// Without an SDK the webhook stores the request's own context: objects still lead to their cause.
+func TestServeStampsWithTheSDKDisabled(t *testing.T) {
+	t.Setenv("OTEL_SDK_DISABLED", "true")
+	dir := t.TempDir()
+	pool := issuePair(t, dir)
+	s := startServe(t, dir)
+	const own = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+s.config.WebhookAddress+"/mutate?timeout=5s", strings.NewReader(review))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Traceparent", own)
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "tracehook.tracehook-system.svc"}}}
+	defer client.CloseIdleConnections()
+	response, err := client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var answer struct{ Response struct{ Patch []byte } }
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(answer.Response.Patch), own) {
+		t.Errorf("the patch is %s, want %s in it", answer.Response.Patch, own)
+	}
+	if !strings.Contains(s.log.String(), "OTEL_SDK_DISABLED is true") {
+		t.Errorf("the log does not say why there are no spans:\n%s", s.log)
 	}
 }

@@ -130,11 +130,12 @@ func startTraceProxy(ctx context.Context, o traceProxyOptions) (*traceProxy, err
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return callOf(r).spanName }),
 	)
 	p.reverse = &httputil.ReverseProxy{
-		Rewrite:       p.rewrite,
-		Transport:     roundTripper(p.roundTrip),
-		FlushInterval: -1, // watches and logs: each piece as it comes
-		ErrorHandler:  p.unreachable,
-		ErrorLog:      silent, // the command says itself what it could not read
+		Rewrite:        p.rewrite,
+		Transport:      roundTripper(p.roundTrip),
+		ModifyResponse: redirect,
+		FlushInterval:  -1, // watches and logs: each piece as it comes
+		ErrorHandler:   p.unreachable,
+		ErrorLog:       silent, // the command says itself what it could not read
 	}
 	ctx, p.cancel = context.WithCancel(ctx)
 	p.server = &http.Server{
@@ -217,7 +218,7 @@ func (p *traceProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.unreachable(w, r, err)
 		return
 	}
-	r = r.WithContext(context.WithValue(r.Context(), callKey{}, call{upstream: up}))
+	r = r.WithContext(context.WithValue(r.Context(), callKey{}, call{upstream: up, prefix: prefix, sender: senderOf(r.Header)}))
 	r.URL = withoutPrefix(r.URL, prefix)
 	p.reverse.ServeHTTP(w, r)
 }
@@ -237,9 +238,23 @@ func (p *traceProxy) rewrite(r *httputil.ProxyRequest) {
 	for _, name := range []string{"Authorization", "Traceparent", "Tracestate", "Baggage"} {
 		r.Out.Header.Del(name)
 	}
-	c := callOf(r.In)
-	c.sender = senderOf(r.In.Header)
-	r.Out = r.Out.WithContext(context.WithValue(r.Out.Context(), callKey{}, c))
+}
+
+// redirect keeps the command with the cluster that it asked: where an API server sends it on to a
+// path of its own, that path is below the cluster's prefix here.
+func redirect(response *http.Response) error {
+	c := callOf(response.Request)
+	u, err := url.Parse(response.Header.Get("Location"))
+	if err != nil || !strings.HasPrefix(u.Path, "/") || u.Host != "" && u.Host != c.upstream.target.Host {
+		return nil // the command's affair, as it is alone
+	}
+	base := strings.TrimSuffix(c.upstream.target.EscapedPath(), "/")
+	location := c.prefix + strings.TrimPrefix(u.EscapedPath(), base)
+	if u.RawQuery != "" {
+		location += "?" + u.RawQuery
+	}
+	response.Header.Set("Location", location)
+	return nil
 }
 
 // senderOf is the trace context that the command sent with a request. Two of them are none
@@ -257,6 +272,7 @@ func senderOf(header http.Header) trace.SpanContext {
 // call is what the transports on both sides of otelhttp know of a request.
 type call struct {
 	upstream *upstream
+	prefix   string            // of the cluster, in the path that the command asked for
 	sender   trace.SpanContext // the command's own, if it sent one
 	spanName string
 	template string   // path with placeholders, "" where the path is not the API's
@@ -302,10 +318,17 @@ func (p *traceProxy) roundTrip(r *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// isParent says whether the call's span belongs below sender. A sender that is not recorded
-// leaves it below the command's span: below one that nobody exports it would be an orphan.
+// isParent says whether the call's span belongs below sender. A sender that is not recorded leaves
+// it below the command's span: below one that nobody exports it would be an orphan. Where nothing
+// of this run is recorded, the command's own trace goes on, whichever it is.
 func (p *traceProxy) isParent(sender trace.SpanContext) bool {
-	return sender.IsValid() && sender.TraceID() == p.span.TraceID() && (sender.IsSampled() || !p.span.IsSampled())
+	switch {
+	case !sender.IsValid():
+		return false
+	case !p.span.IsSampled():
+		return true
+	}
+	return sender.TraceID() == p.span.TraceID() && sender.IsSampled()
 }
 
 // send is the innermost transport, below otelhttp.
@@ -315,7 +338,7 @@ func (p *traceProxy) send(r *http.Request) (*http.Response, error) {
 	if c.template != "" {
 		span.SetAttributes(semconv.URLTemplate(c.template))
 	}
-	if c.sender.IsValid() && c.sender.TraceID() != p.span.TraceID() {
+	if c.sender.IsValid() && c.sender.TraceID() != p.span.TraceID() && !p.isParent(c.sender) {
 		span.AddLink(trace.Link{SpanContext: c.sender}) // the command's own trace
 	}
 	r = r.WithContext(r.Context())

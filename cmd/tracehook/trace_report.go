@@ -61,11 +61,11 @@ func (o traceOutcome) report(traceURL string) []string {
 	case !o.Sampled:
 		say("this trace is not recorded: OTEL_TRACES_SAMPLER or the flags in TRACEPARENT decide against it")
 	}
-	if why := o.Parentage.whyNotContinued(); why != "" && !o.Passed {
+	if why := o.Parentage.whyNotContinued(); why != "" && o.Sampled && !o.Passed {
 		say("if the API server traces requests, it makes a trace of its own that links to this one: %s; if it does not, this trace goes on in its webhooks and in the objects they change", why)
 	}
 	if o.ExportError != nil {
-		say("spans could not be exported: %v; set OTEL_EXPORTER_OTLP_ENDPOINT to where your OpenTelemetry Collector listens", o.ExportError)
+		say("spans could not be exported: %v; %s", o.ExportError, exportHint(o.ExportError.Error()))
 	}
 
 	if o.TraceID.IsValid() { // with OTEL_SDK_DISABLED there may be none
@@ -75,6 +75,17 @@ func (o traceOutcome) report(traceURL string) []string {
 		}
 	}
 	return lines
+}
+
+// exportHint is what may help. One port of a Collector speaks gRPC, the other HTTP.
+func exportHint(message string) string {
+	switch {
+	case strings.Contains(message, "malformed HTTP response"):
+		return "set OTEL_EXPORTER_OTLP_PROTOCOL to grpc, if that is the port of gRPC"
+	case strings.Contains(message, "looked like an HTTP/1.1 header"):
+		return "set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf, if that is the port of HTTP"
+	}
+	return "set OTEL_EXPORTER_OTLP_ENDPOINT to where your OpenTelemetry Collector listens"
 }
 
 // oneLine keeps a message that libraries broke into several lines on one, without what steers a

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/trace"
 )
@@ -80,4 +82,27 @@ func TestTheReportSaysWhatTheUserWouldOtherwiseWonderAbout(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTheHintFitsTheError(t *testing.T) {
+	for message, want := range map[string]string{
+		`Post "http://localhost:4317/v1/traces": net/http: HTTP/1.x transport connection broken: malformed HTTP response "\x00\x00\x06"`:                                                                "OTEL_EXPORTER_OTLP_PROTOCOL to grpc",
+		`rpc error: code = Unavailable desc = error reading server preface: http2: failed reading the frame payload: http2: frame too large, note that the frame header looked like an HTTP/1.1 header`: "OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf",
+		"connection refused": "OTEL_EXPORTER_OTLP_ENDPOINT",
+	} {
+		if got := exportHint(message); !strings.Contains(got, want) {
+			t.Errorf("%s\n got the hint %q, want %q", message, got, want)
+		}
+	}
+}
+
+func FuzzALineForTheTerminal(f *testing.F) {
+	f.Add("\x1b[2J\r\n\u202e\xff")
+	f.Add(strings.Repeat("é", 3000))
+	f.Fuzz(func(t *testing.T, s string) {
+		got := oneLine(s)
+		if !utf8.ValidString(got) || len(got) > 10_000 || strings.IndexFunc(got, func(r rune) bool { return !unicode.IsPrint(r) }) >= 0 {
+			t.Errorf("%q becomes %q", s, got)
+		}
+	})
 }

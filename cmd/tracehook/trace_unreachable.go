@@ -8,6 +8,8 @@ package main
 // Of a Status it prints nothing where a caller wants bytes, as discovery does.
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -43,6 +45,10 @@ func triedAgain(method string, err error) bool {
 
 // unreachableReason is what kubectl says of err, in one line. host may be "".
 func unreachableReason(host string, err error) string {
+	var noTLS tls.RecordHeaderError
+	if errors.As(err, &noTLS) && string(noTLS.RecordHeader[:]) == "HTTP/" {
+		err = errors.New("http: server gave HTTP response to HTTPS client") // as http.Client has it
+	}
 	reason := oneLine(err.Error())
 	if host != "" && strings.Contains(reason, "connection refused") {
 		return fmt.Sprintf("The connection to the server %s was refused - did you specify the right host or port? (%s)", host, reason)
