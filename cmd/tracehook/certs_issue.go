@@ -171,6 +171,10 @@ func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out, er
 	for _, ip := range subject.ips {
 		served = append(served, ip.String())
 	}
+	inUse := ""
+	if o.object != "" {
+		inUse = "While it is in use, requests fail between these commands. The command below replaces a certificate without that.\n"
+	}
 	text := fmt.Sprintf(`Issued for %s, in %s:
   tls.crt, tls.key   valid until %s, for %s
   ca.crt, ca.key     valid until %s; keep ca.key out of the cluster
@@ -183,19 +187,10 @@ Replace it before, best by %s; no request fails while this does it:
   %s
 `, subject.text, o.dir,
 		untilText(leaf.Certificate.NotAfter, now), strings.Join(served, ", "),
-		untilText(ca.Certificate.NotAfter, now), strings.Join(report.Next, "\n  "), atOnce(o, subject),
+		untilText(ca.Certificate.NotAfter, now), strings.Join(report.Next, "\n  "), inUse,
 		dateText(report.Renew.Before), report.Renew.Otherwise, dateText(report.Renew.Best), strings.Join(report.Renew.Commands, "\n  "))
 	_, err = io.WriteString(out, text)
 	return err
-}
-
-// atOnce says what replaces a certificate that is in use already.
-func atOnce(o certsIssueOptions, s issueSubject) string {
-	if o.object == "" {
-		return ""
-	}
-	return fmt.Sprintf("\nWhile it is in use, requests fail between these commands. This replaces a certificate without that:\n  %s\n",
-		strings.Join(renewCommands(s, o.lifetime), "\n  "))
 }
 
 // renewCommands replace a certificate that is in use. The Secret is the one that nextCommands makes.
