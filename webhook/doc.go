@@ -144,7 +144,7 @@
 //	refused      no_request              400   -      none    warn   without request or UID
 //
 // An odd review has, for example, the same name twice in an object, a field of the wrong
-// type, half a surrogate pair, more than 10,000 levels or 65,536 names. Where UID, kind
+// type, half a surrogate pair, more than 10,000 levels, 65,536 names or 4,096 annotations. Where UID, kind
 // or request is there twice, nobody knows whose request it is.
 //
 // No patch makes the API server refuse the request. What a mutator wants is left out, with a

@@ -33,6 +33,10 @@ var (
 	ErrNoRequest = errors.New("AdmissionReview without a usable request")
 )
 
+// mostAnnotations of an object are remembered. Nobody's has so many: an API server takes
+// 256 KiB of them.
+const mostAnnotations = 4096
+
 // reviewDecoder reads one review; it keeps its memory from use to use.
 type reviewDecoder struct {
 	json scanner
@@ -207,6 +211,9 @@ func (d *reviewDecoder) annotations(o *Object) error {
 		}
 		if value[0] != '"' && value[0] != 'n' {
 			return errors.New("an annotation's value is not a string")
+		}
+		if len(o.annotations) == mostAnnotations {
+			return fmt.Errorf("more than %d annotations", mostAnnotations)
 		}
 		o.annotations = append(o.annotations, member{name: key, value: value})
 		return nil

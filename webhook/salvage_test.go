@@ -59,6 +59,7 @@ func oddRequests(t *testing.T) map[string]string {
 		"a comma too many":                   object(`{"metadata":{},}`),
 		"a colon too few":                    object(`{"metadata" {}}`),
 		"too deep":                           object(`{"metadata":{},"spec":` + strings.Repeat("[", mostNested) + strings.Repeat("]", mostNested) + `}`),
+		"more annotations than anybody's":    metadata(`{"annotations":` + strings.ReplaceAll(manyNames(mostAnnotations+1, ""), "{}", `""`) + `}`),
 		"more names than anybody's":          object(manyNames(mostNames+1, "")),
 		"an old object that is a number":     `{"uid":"` + testUID + `","operation":"UPDATE","object":{"metadata":{}},"oldObject":1}`,
 		"an old object with a name twice":    `{"uid":"` + testUID + `","operation":"UPDATE","object":{"metadata":{}},"oldObject":{"a":1,"a":2}}`,

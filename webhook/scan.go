@@ -8,7 +8,7 @@ package webhook
 // once, in less than half of the time, which was half of a call's. Time and memory are
 // linear in the document, whatever stands in it.
 //
-// Errors: errSyntax, errRepeatedName, errText, errDepth, errNames; that the deadline has
+// Errors: errSyntax, errRepeatedName, errText, errDepth, errNames, errSize; that the deadline has
 // passed; a value of another type than was asked for.
 
 import (
@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"math/bits"
 	"time"
 	"unicode/utf16"
@@ -33,13 +34,14 @@ var (
 	errText         = errors.New("a string is not valid Unicode")
 	errDepth        = fmt.Errorf("nested deeper than %d", mostNested)
 	errNames        = fmt.Errorf("objects with more than %d names", mostNames)
+	errSize         = errors.New("larger than 4 GiB")
 )
 
 const (
 	// mostNested is how deep jsontext goes.
 	mostNested = 10000
-	// mostNames of all objects that are open at once. Each is remembered, and what a
-	// Request keeps of an object is bounded with it; nobody's object has so many.
+	// mostNames of all objects that are open at once. Each is remembered; nobody's object
+	// has so many.
 	mostNames = 1 << 16
 	// Names of larger objects are found by hash: comparing each with each would let a
 	// caller buy minutes with megabytes.
@@ -71,10 +73,9 @@ type level struct {
 }
 
 // nameSpan is where a name stands, and its hash if it has one.
-type nameSpan struct {
-	span
-	hash uint64
-}
+type nameSpan struct{ start, end, hash uint32 }
+
+func (n nameSpan) span() span { return span{int(n.start), int(n.end)} }
 
 // span is where something stands in the document.
 type span struct{ start, end int }
@@ -164,7 +165,7 @@ func (s *scanner) object(member func(name []byte) error) error {
 	}
 	more, err := s.enter()
 	for ; err == nil && more; more, err = s.next() {
-		if err = member(s.text(s.names[len(s.names)-1].span)); err != nil {
+		if err = member(s.text(s.names[len(s.names)-1].span())); err != nil {
 			return err
 		}
 	}
@@ -273,10 +274,13 @@ type objectNames struct {
 
 // note remembers a name, and refuses one that the object has already.
 func (s *scanner) note(o *objectNames, name span, spelled spelling) error {
-	if len(s.names) == mostNames {
+	switch {
+	case len(s.names) == mostNames:
 		return errNames
+	case name.end > math.MaxUint32:
+		return errSize
 	}
-	s.names = append(s.names, nameSpan{span: name})
+	s.names = append(s.names, nameSpan{start: uint32(name.start), end: uint32(name.end)})
 	o.spelled = o.spelled || spelled
 	known := s.names[o.first : len(s.names)-1]
 	if len(known) >= mostCompared || bool(o.spelled) && len(known) > 0 {
@@ -313,12 +317,12 @@ func (s *scanner) index(o *objectNames) error {
 	for ; o.indexed < len(names); o.indexed++ {
 		name := &names[o.indexed]
 		if name.hash == 0 {
-			name.hash = s.hashName(name.span)
+			name.hash = s.hashName(name.span())
 		}
-		at := name.hash & uint64(size-1)
-		for ; slots[at] != 0; at = (at + 1) & uint64(size-1) {
+		at := name.hash & uint32(size-1)
+		for ; slots[at] != 0; at = (at + 1) & uint32(size-1) {
 			other := names[slots[at]-1]
-			if other.hash == name.hash && bytes.Equal(s.text(other.span), s.text(name.span)) {
+			if other.hash == name.hash && bytes.Equal(s.text(other.span()), s.text(name.span())) {
 				return errRepeatedName
 			}
 		}
@@ -328,13 +332,13 @@ func (s *scanner) index(o *objectNames) error {
 }
 
 // hashName hashes what a name says, however it is spelled.
-func (s *scanner) hashName(name span) uint64 {
+func (s *scanner) hashName(name span) uint32 {
 	text := s.doc[name.start:name.end]
 	if bytes.IndexByte(text, '\\') >= 0 {
 		s.spare, _ = jsontext.AppendUnquote(s.spare[:0], s.doc[name.start-1:name.end+1])
 		text = s.spare
 	}
-	return s.hash(text)
+	return uint32(s.hash(text))
 }
 
 // hash is of a secret seed, so that nobody can choose texts of the same hash.

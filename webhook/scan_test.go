@@ -151,7 +151,7 @@ func TestAScannerDoesNotStayLarge(t *testing.T) {
 		s.reset([]byte(doc), time.Time{})
 		_ = s.skip()
 		s.reset(nil, time.Time{})
-		if len := cap(s.names)*24 + cap(s.levels)*48 + cap(s.slots)*4 + cap(s.spare); len > 1<<20 {
+		if len := cap(s.names)*12 + cap(s.levels)*56 + cap(s.slots)*4 + cap(s.spare); len > 1<<20 {
 			t.Errorf("%.20s…: %d bytes stay", doc, len)
 		}
 	}

@@ -8,11 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
 	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/exporters/stdout/stdoutmetric"
 	"go.opentelemetry.io/otel/exporters/stdout/stdouttrace"
@@ -95,6 +97,7 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 	if err != nil {
 		o.OnError(fmt.Errorf("describe this process: %w", err)) // res holds what could be read
 	}
+	res = validResource(res)
 	if o.Registry != nil {
 		// Before the spans: the SDK's own metrics about them go there too.
 		if err := t.startMetrics(ctx, res, o); err != nil {
@@ -125,6 +128,18 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 		return errors.Join(tracerProvider.Shutdown(ctx), stopMetrics(ctx))
 	}
 	return t, nil
+}
+
+// validResource is res in valid UTF-8: OTEL_RESOURCE_ATTRIBUTES are percent-encoded, and of one
+// other byte no batch of spans would be taken, and no page of metrics be made.
+func validResource(res *resource.Resource) *resource.Resource {
+	attributes := res.Attributes()
+	for i, a := range attributes {
+		if a.Value.Type() == attribute.STRING {
+			attributes[i] = attribute.String(strings.ToValidUTF8(string(a.Key), "\ufffd"), strings.ToValidUTF8(a.Value.AsString(), "\ufffd"))
+		}
+	}
+	return resource.NewWithAttributes(res.SchemaURL(), attributes...)
 }
 
 // newSpanExporter makes one of the exporters that telemetryEnvironment.Spans can hold.
