@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/e2e/internal/flood"
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // review is a Pod of 6.9 kB, or something else as its object.
@@ -70,6 +71,9 @@ func attacks() map[string]func(context.Context, *server) string {
 		"1000 bodies of 60 kB, the end slow":          run(flood.Flood{Callers: 1000, Body: padded(64 << 10), Fast: 60 << 10, Pause: time.Second}),
 		"40 objects of 600,000 fields":                run(flood.Flood{Callers: 40, Body: reviewOf("x", many(600_000))}),
 		"40 objects of 400,000 annotations":           run(flood.Flood{Callers: 40, Body: reviewOf("x", `{"metadata":{"annotations":`+strings.ReplaceAll(many(400_000), ":0", `:""`)+`}}`)}),
+		"HTTP/2, 2000 bodies of 60 kB, the end slow":  run(flood.Flood{HTTP2: true, Callers: 2000, Body: padded(64 << 10), Fast: 60 << 10, Pause: time.Second}),
+		"HTTP/2, 200 bodies of 6 MiB, fast":           run(flood.Flood{HTTP2: true, Callers: 200, Calls: 3, Body: body}),
+		"HTTP/2, 300 headers of 900 kB":               run(flood.Flood{HTTP2: true, Callers: 300, Body: padded(10), Header: http.Header{"User-Agent": {strings.Repeat("x", 900<<10)}}}),
 		"3000 idle connections":                       idle(3000),
 		"3000 connections without a handshake":        silent(3000),
 		"2000 requests for readiness, in slow bodies": run(flood.Flood{Plain: true, Callers: 2000, Path: "/readyz", Body: padded(100), Fast: 50, Pause: time.Second}),
@@ -96,15 +100,19 @@ func silent(n int) func(context.Context, *server) string {
 }
 
 func TestNothingThatIsSentEndsTheServerOrHoldsOthersUp(t *testing.T) {
-	for name, attack := range attacks() {
+	for name := range attacks() {
 		t.Run(name, func(t *testing.T) {
-			s := start(t)
+			var args []string
+			if strings.HasPrefix(name, "HTTP/2") {
+				args = append(args, "--enable-http2")
+			}
+			s := start(t, args...)
 			well := flood.WellBehaved{Address: s.webhook, Review: review(t), PerSecond: 50}
 			stop := well.Start(t.Context())
 			time.Sleep(3 * time.Second)
 			before := stop()
 			stop = well.Start(t.Context())
-			met := attack(within(t, 2*time.Minute), s)
+			met := attackFrom(story.Within(t, 2*time.Minute), name, s)
 			beside := stop()
 			if !s.alive() {
 				t.Fatalf("serve ended: %s, at %s; the attack met with: %s", s.cmd.ProcessState, s.peak(), met)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,7 +29,34 @@ const shippedMemory = 128 << 20
 
 func TestMain(m *testing.M) {
 	story.Unexport()
+	if name := os.Getenv("HOSTILE_ATTACK"); name != "" { // see attackFrom
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		fmt.Println(attacks()[name](ctx, &server{webhook: os.Getenv("HOSTILE_WEBHOOK"), health: os.Getenv("HOSTILE_HEALTH")}))
+		return
+	}
 	os.Exit(m.Run())
+}
+
+// attackFrom attacks from a process of its own, with another processor than the server where that can be said: what the attacker
+// does to itself is nothing that the others should feel.
+func attackFrom(ctx context.Context, name string, s *server) string {
+	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "19"}, onProcessor(0, os.Args[0])...)...)
+	cmd.Env = append(os.Environ(), "HOSTILE_ATTACK="+name, "HOSTILE_WEBHOOK="+s.webhook, "HOSTILE_HEALTH="+s.health)
+	dieWithParent(cmd)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Sprintf("%v: %.500s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// onProcessor is the command line that runs on one processor, if there are two.
+func onProcessor(n int, command ...string) []string {
+	if taskset, err := exec.LookPath("taskset"); err == nil && runtime.NumCPU() > 1 {
+		return append([]string{taskset, "-c", strconv.Itoa(n)}, command...)
+	}
+	return command
 }
 
 // binary is bin/tracehook, or another one to compare with.
@@ -73,10 +101,10 @@ func startWith(t *testing.T, certs string, args ...string) *server {
 	s.memory = limitMemory(t, shippedMemory)
 	args = append([]string{"serve", "--lineage=off", "--max-body-bytes=7340032", "--webhook-cert-path=" + certs, "--webhook-bind-address=" + s.webhook,
 		"--health-probe-bind-address=" + s.health, "--metrics-bind-address=" + s.metrics}, args...)
-	s.cmd = s.memory.command(binary(t), args...)
+	s.cmd = s.memory.command(onProcessor(runtime.NumCPU()-1, append([]string{binary(t)}, args...)...))
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	// A Collector that is not there: spans wait in the queue, the worst case.
-	s.cmd.Env = append(os.Environ(), "GOMEMLIMIT=115MiB", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_PROTOCOL=grpc")
+	s.cmd.Env = append(os.Environ(), "GOMEMLIMIT=100MiB", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_PROTOCOL=grpc")
 	dieWithParent(s.cmd)
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -197,11 +225,11 @@ func limitMemory(t *testing.T, limit int) *memory {
 }
 
 // command runs in the cgroup from its beginning.
-func (m *memory) command(path string, args ...string) *exec.Cmd {
+func (m *memory) command(line []string) *exec.Cmd {
 	if m.group == "" {
-		return exec.Command(path, args...)
+		return exec.Command(line[0], line[1:]...)
 	}
-	return exec.Command("/bin/sh", append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, m.group, path}, args...)...)
+	return exec.Command("/bin/sh", append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, m.group}, line...)...)
 }
 
 func (m *memory) peak(pid int) int64 {
@@ -234,5 +262,3 @@ func (l *lockedBuffer) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
-
-func within(t *testing.T, limit time.Duration) context.Context { return story.Within(t, limit) }

@@ -204,6 +204,7 @@ func (b *Body) Read(p []byte) (int, error) {
 	if more := b.read - b.hold.taken(); more > 0 {
 		if err := b.hold.Take(max(more, step)); err != nil {
 			b.givenUp.Store(true)
+			b.hold.Release()
 			return n, err
 		}
 	}

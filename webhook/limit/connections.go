@@ -216,9 +216,9 @@ func (c *Connections) add(raw net.Conn) (*conn, bool) {
 }
 
 // victim is the connection to give up for a new one from that address: of the address that
-// has most, a connection that was never used, then the one that is idle for longest, then the
-// one whose request takes longest. So nobody gets in by taking the place of a caller who has
-// fewer connections, nor by opening connections without a use.
+// has most, a connection that was never used, then the one whose request takes longest, then the one
+// that is idle for longest. So nobody gets in by taking the place of a caller who has
+// fewer connections, nor by opening connections without a use, nor by requests that do not end.
 func (c *Connections) victim(newcomer netip.Addr) *conn {
 	most := c.byAddress[newcomer] + 1
 	for _, n := range c.byAddress {
@@ -226,7 +226,7 @@ func (c *Connections) victim(newcomer netip.Addr) *conn {
 	}
 	now := time.Since(c.start)
 	var victim *conn
-	var phase, since int64
+	var use, since int64
 	for candidate := range c.open {
 		n := c.byAddress[candidate.address]
 		if candidate.address == newcomer {
@@ -235,12 +235,15 @@ func (c *Connections) victim(newcomer netip.Addr) *conn {
 		if n < most {
 			continue
 		}
-		p, s := candidate.state()
-		if p == phaseActive && candidate.address == newcomer && now-time.Duration(s) < settled {
-			continue
+		u, s := candidate.state()
+		if u == phaseActive && now-time.Duration(s) < settled {
+			if candidate.address == newcomer {
+				continue
+			}
+			u = phaseBusy
 		}
-		if victim == nil || p < phase || p == phase && s < since {
-			victim, phase, since = candidate, p, s
+		if victim == nil || u < use || u == use && s < since {
+			victim, use, since = candidate, u, s
 		}
 	}
 	return victim
@@ -281,9 +284,10 @@ func addressOf(c net.Conn) netip.Addr {
 
 // Phases of a connection, in the order in which they are given up.
 const (
-	phaseNew int64 = iota
+	phaseNew    int64 = iota
+	phaseActive       // with a request
 	phaseIdle
-	phaseActive
+	phaseBusy // with a request that is not settled yet
 )
 
 // What net/http sets read deadlines for, in this order. See SetReadDeadline.
@@ -342,6 +346,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if more := received - free - c.hold.taken(); more > 0 {
 			if err := c.hold.Take(max(more, step)); err != nil {
 				c.givenUp.Store(true)
+				c.hold.Release() // its bytes are as good as gone, and others wait for them
 				return n, err
 			}
 		}

@@ -134,6 +134,26 @@ func TestACallerPaysForItsOwnConnections(t *testing.T) {
 	}
 }
 
+func TestSlowRequestsGiveWayBeforeKeptConnections(t *testing.T) {
+	address, _, _ := serve(t, ConnectionsOptions{Most: 20}, ok)
+	kept := dial(t, "", address)
+	if got := call(kept, ""); got != "HTTP/1.1 200 OK" {
+		t.Fatal(got)
+	}
+	for range 19 {
+		_, _ = io.WriteString(dial(t, "", address), "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+	}
+	time.Sleep(slowFor)
+	for range 5 {
+		if got := call(dial(t, "", address), "x"); got != "HTTP/1.1 200 OK" {
+			t.Errorf("a new connection: %s", got)
+		}
+	}
+	if got := call(kept, ""); got != "HTTP/1.1 200 OK" {
+		t.Errorf("the kept connection: %s", got)
+	}
+}
+
 func TestSlowRequestsGiveWayToNewConnections(t *testing.T) {
 	address, _, _ := serve(t, ConnectionsOptions{Most: 20}, ok)
 	for range 20 {

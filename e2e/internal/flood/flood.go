@@ -226,7 +226,8 @@ type WellBehaved struct {
 // Result is what it met with.
 type Result struct {
 	Calls, Failed int
-	Error         string // one of them
+	Patched       int    // answered with a patch
+	Error         string // one of the failures
 	P50, P99, Max time.Duration
 }
 
@@ -260,10 +261,13 @@ func (w WellBehaved) Start(ctx context.Context) (stop func() Result) {
 			}
 			group.Go(func() {
 				start := time.Now()
-				err := w.call(client, number.Add(1))
+				patched, err := w.call(client, number.Add(1))
 				mu.Lock()
 				defer mu.Unlock()
 				result.Calls++
+				if patched {
+					result.Patched++
+				}
 				took = append(took, time.Since(start))
 				if err != nil {
 					result.Failed++
@@ -286,10 +290,10 @@ func (w WellBehaved) Start(ctx context.Context) (stop func() Result) {
 	}
 }
 
-func (w WellBehaved) call(client *http.Client, number uint64) error {
+func (w WellBehaved) call(client *http.Client, number uint64) (patched bool, err error) {
 	r, err := http.NewRequest(http.MethodPost, "https://"+w.Address+"/mutate?timeout=10s", bytes.NewReader(w.Review))
 	if err != nil {
-		return err
+		return false, err
 	}
 	r.Header = w.Header.Clone()
 	if r.Header == nil {
@@ -301,15 +305,38 @@ func (w WellBehaved) call(client *http.Client, number uint64) error {
 	}
 	resp, err := client.Do(r)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if resp.StatusCode != http.StatusOK || !bytes.Contains(body, []byte(`"allowed":true`)) {
-		return fmt.Errorf("answered %s: %.200s", resp.Status, body)
+		return false, fmt.Errorf("answered %s: %.200s", resp.Status, body)
 	}
-	return nil
+	return bytes.Contains(body, []byte(`"patch":"`)), nil
 }
+
+// Connection is one connection on which calls are made as by a client that knows no better: none is made again.
+type Connection struct {
+	client *http.Client
+	well   WellBehaved
+}
+
+// NewConnection opens nothing yet.
+func NewConnection(address string) *Connection {
+	return &Connection{well: WellBehaved{Address: address}, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxConnsPerHost: 1}}}
+}
+
+// Call makes a call of a well-behaved caller.
+func (c *Connection) Call(review []byte) error {
+	well := c.well
+	well.Review = review
+	_, err := well.call(c.client, 1)
+	return err
+}
+
+// Close closes it.
+func (c *Connection) Close() { c.client.CloseIdleConnections() }
