@@ -65,6 +65,10 @@ type telemetryOptions struct {
 // call is answered: `make bench` shows it in the 99th percentile.
 const maxExportBatchSize = 128
 
+// mostAttributeBytes bounds an attribute's text where no variable does: 2048 spans wait in a queue, with what callers
+// made them hold.
+const mostAttributeBytes = 4 << 10
+
 // startTelemetry sets the SDK up from the OTEL_* environment variables
 // (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
 // What they say and what is unusable of it is in the result's environment; no variable is an
@@ -105,7 +109,11 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 		}
 	}
 
-	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
+	limits := sdktrace.NewSpanLimits() // from OTEL_SPAN_*
+	if limits.AttributeValueLengthLimit < 0 {
+		limits.AttributeValueLengthLimit = mostAttributeBytes
+	}
+	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(res), sdktrace.WithRawSpanLimits(limits)}
 	for _, name := range environment.Spans {
 		exporter, err := newSpanExporter(ctx, name, o.Console)
 		if err != nil {

@@ -76,6 +76,8 @@ func TestTheEndComesWithinTheGracePeriodAndLosesNoSpan(t *testing.T) {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(5 * time.Second)
+	slowly(t, s, 50) // whose time would end after that of the server
 	select {
 	case <-s.ended:
 	case <-time.After(60 * time.Second):
