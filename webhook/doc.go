@@ -157,4 +157,14 @@
 // so that none of the sampler's budget goes to it. Of log records at warn and error one in
 // half a minute is written for each error.type, with the count of the others. A denial of somebody
 // else's webhook (Instrument) is an answer and no error; our own mutators never deny.
+//
+// # What callers can make a Server hold
+//
+// A Server has limits that hold before anything is known of the caller: connections
+// (ServerOptions.MaxConnections), bytes of requests under way (MaxBytesInFlight), a
+// header's size and time (MaxHeaderBytes, HeaderTimeout), a body's time (?timeout= of
+// the call, 10 s without it and 30 s at most). Whoever is slow or idle gives way to whoever is
+// not. What is beyond a limit is refused at once and counted, as a call in
+// tracehook.admission.duration or as a connection in
+// tracehook.admission.connections.refused. The table of all of them is in deploy/README.md.
 package webhook

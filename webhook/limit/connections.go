@@ -410,7 +410,7 @@ func (c *conn) tellWhy() {
 	case c.givenUp.Load():
 		c.tell(ReasonBytes)
 	case c.handled.Load() || c.http2.Load():
-	case phase == phaseActive && c.of.o.MaxHeaderBytes > 0 && c.received.Load() > int64(c.of.o.MaxHeaderBytes):
+	case c.of.o.MaxHeaderBytes > 0 && c.received.Load() > int64(c.of.o.MaxHeaderBytes):
 		c.tell(ReasonHeaderTooLarge)
 	case phase == phaseActive && c.late.Load():
 		c.tell(ReasonHeaderTimeout)
