@@ -382,3 +382,18 @@ func TestThePolicyIsUnderstoodWithoutAWarning(t *testing.T) {
 		return nil
 	})
 }
+
+// kubectl goes on after a kind that the API server lacks. Even then nobody who is called may write.
+func TestBeforeThereArePoliciesTheInstallFileGivesNoRightToThePodsThatServe(t *testing.T) {
+	if policies() {
+		t.Skipf("Kubernetes %s has policies", shared.Version)
+	}
+	mustKubectl(t, "apply", "-f", filepath.Join(shared.deploy, "base", "namespace.yaml"))
+	t.Cleanup(func() { uninstall(t, installFile(t)) })
+	if _, err := shared.Kubectl(t.Context(), "apply", "-f", filepath.Join(shared.deploy, "install.yaml")); err == nil || !strings.Contains(err.Error(), `no matches for kind "ValidatingAdmissionPolicy"`) {
+		t.Errorf("applied: %v", err)
+	}
+	_, clients := as(t, "tracehook")
+	becomes(t, clients, "rights")
+	mustKubectl(t, "-n", namespace, "get", "deployment/tracehook", "deployment/tracehook-authority")
+}

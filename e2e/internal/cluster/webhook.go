@@ -182,7 +182,7 @@ patches:
   patch: '[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": %[3]q}]'
 `, deploy+"/overlays/local", o.Port, o.FailurePolicy, o.ProofPort)
 	if c.Version.LessThan(version.MajorMinor(1, 30)) { // as deploy/COMPATIBILITY.md has it
-		text += `- target: {kind: ValidatingAdmissionPolicy(Binding)?}
+		text += `- target: {kind: "ValidatingAdmissionPolicy(Binding)?"}
   patch: "{$patch: delete, apiVersion: v1, kind: any, metadata: {name: any}}"
 `
 	}
