@@ -256,6 +256,7 @@ func TestAKilledMigrationGoesOn(t *testing.T) {
 		t.Errorf("%d of %d requests failed: %s", failed, requests, last)
 	}
 	s.healthy(t)
+	noneLeft(t, "killed")
 	if _, err := shared.clients.CoreV1().Secrets("killed").Get(t.Context(), "tracehook-migrate-validatingwebhookconfiguration-killed", metav1.GetOptions{}); err == nil {
 		t.Error("the state, with a private key in it, was left behind")
 	}
