@@ -1,7 +1,10 @@
 package webhook
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"reflect"
 	"testing"
 )
 
@@ -42,4 +45,81 @@ func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever is in the specs: what is said to be only scaled differs in nothing else.
+func FuzzOnlyScaledSpecsDifferInNothingElse(f *testing.F) {
+	for _, specs := range [][2]string{
+		{`{"replicas":1,"a":[1,{"suspend":true}]}`, `{"replicas":2,"a":[1,{"suspend":false}]}`},
+		{`{"suspend":true}`, `{"suspend":false,"nodeSelector":{"a":"b"}}`}, {`{"a":{}}`, `{"a":[]}`}, {`{"a":"}{"}`, `{"a":{}}`}, {`[1,[2]]`, `[[1],2]`}, {`null`, `{}`},
+	} {
+		f.Add([]byte(specs[0]), []byte(specs[1]))
+	}
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		var decoder reviewDecoder
+		var req Request
+		review := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"u","operation":"UPDATE","object":{"spec":%s},"oldObject":{"spec":%s}}}`, a, b)
+		if decoder.decode([]byte(review), &req) != nil {
+			return
+		}
+		scaled := onlyScaled(&req.Object, &req.OldObject)
+		if onlyScaled(&req.OldObject, &req.Object) != scaled {
+			t.Fatal("the other way round it is different")
+		}
+		leaveOut := append([]string{replicasField, suspendField}, placementFields...)
+		if !scaled {
+			return
+		}
+		if x, y := without(t, a, leaveOut), without(t, b, leaveOut); !reflect.DeepEqual(x, y) {
+			t.Errorf("%s and %s differ in more than that", a, b)
+		}
+	})
+}
+
+// without is a JSON value without some members of its objects.
+func without(t *testing.T, text []byte, leaveOut []string) any {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var value any
+	if err := decoder.Decode(&value); err != nil {
+		t.Fatal(err)
+	}
+	var strip func(any)
+	strip = func(value any) {
+		switch value := value.(type) {
+		case map[string]any:
+			for _, name := range leaveOut {
+				delete(value, name)
+			}
+			for _, member := range value {
+				strip(member)
+			}
+		case []any:
+			for _, element := range value {
+				strip(element)
+			}
+		}
+	}
+	strip(value)
+	return value
+}
+
+func FuzzCausedAtIsOfItsTraceparentOrNothing(f *testing.F) {
+	f.Add(formatCausedAt(testNow, causeText, 7), causeText)
+	f.Add("2026-11-28T10:00:00,000Z 0000000000000000", "")
+	f.Fuzz(func(t *testing.T, text, traceparent string) {
+		c := Cause{Traceparent: traceparent}
+		c.readCausedAt(text)
+		if !c.vouched {
+			if !c.At.IsZero() || c.place != 0 {
+				t.Fatalf("read half of %q: %+v", text, c)
+			}
+			return
+		}
+		again := Cause{Traceparent: traceparent}
+		if again.readCausedAt(formatCausedAt(c.At, traceparent, c.place)); again != c {
+			t.Errorf("%q is %+v, written and read again %+v", text, c, again)
+		}
+	})
 }
