@@ -54,8 +54,15 @@ type outline struct {
 	hash     maphash.Hash
 }
 
+// mostOutlined is how deep an outline goes: it calls itself, and no pod template is that deep.
+const mostOutlined = 100
+
 func (o *outline) value() error {
-	switch o.scanner.peek() {
+	next := o.scanner.peek()
+	if len(o.scanner.levels) >= mostOutlined {
+		next = 0 // deeper nothing is left out
+	}
+	switch next {
 	case '{':
 		_ = o.hash.WriteByte('{')
 		err := o.scanner.object(func(name []byte) error {
