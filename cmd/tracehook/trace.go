@@ -7,6 +7,7 @@ package main
 // the proxy if need be, and is told why.
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -109,7 +110,8 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 		}
 		return &exitError{code: code, err: fmt.Errorf("find the command: %w", err)}
 	}
-	past := pastProxy(command, env)
+	chosen := pastProxy(command, env)
+	past := chosen
 	if o.Context != "" {
 		past = "" // which can be had through the proxy only
 	}
@@ -165,6 +167,7 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 		return fmt.Errorf("trace %s: %w", executableName(command), runErr)
 	}
 
+	outcome.Past = cmp.Or(outcome.Past, chosen)
 	outcome.Parentage = review.result()
 	outcome.Environment = telemetry.environment
 	outcome.ExportError = exportErrors.get()

@@ -18,7 +18,7 @@ type traceOutcome struct {
 	Sampled     bool // false: the environment decided against this trace
 	Environment telemetryEnvironment
 
-	Past              string // why the command went past the proxy; "": it did not
+	Past              string // why the command went past the proxy, or seems to have; "": it did not
 	Calls             int64  // API calls that went through the proxy
 	Refused           int64  // requests without a one-time token
 	KubeconfigChanged bool   // the temporary one, by the command
@@ -37,12 +37,15 @@ func (o traceOutcome) report(traceURL string) []string {
 		lines = append(lines, "tracehook: "+oneLine(fmt.Sprintf(format, args...)))
 	}
 	name := executableName(o.Command)
+	const own = "sent credentials of its own, and the proxy accepts only those in the temporary kubeconfig; put them into a kubeconfig and give `tracehook trace` its --kubeconfig and --context"
 	switch {
+	case o.Refused > 0 && o.Calls > 0:
+		say("%d requests were refused: %s %s", o.Refused, name, own)
 	case o.Calls > 0:
+	case o.Refused > 0:
+		say("nothing was traced: %s %s", name, own)
 	case o.Past != "":
 		say("nothing was traced: %s", o.Past)
-	case o.Refused > 0:
-		say("nothing was traced: %s sent credentials of its own, and the proxy accepts only those in the temporary kubeconfig; put them into a kubeconfig and give `tracehook trace` its --kubeconfig and --context", name)
 	default:
 		say("nothing was traced: %s sent no request through the proxy; either it had none to send or it does not heed KUBECONFIG", name)
 	}

@@ -32,6 +32,8 @@ func TestTheReportSaysWhatTheUserWouldOtherwiseWonderAbout(t *testing.T) {
 			want: []string{"tracehook: nothing was traced: with --server, kubectl chooses a cluster past the proxy", "trace id: "}},
 		{name: "credentials of its own", change: func(o *traceOutcome) { o.Calls = 0; o.Refused = 2; o.Command = append(o.Command, "--token", "hunter2") },
 			want: []string{"tracehook: nothing was traced: kubectl sent credentials of its own", "trace id: "}},
+		{name: "some credentials of its own", change: func(o *traceOutcome) { o.Refused = 2 },
+			want: []string{"tracehook: 2 requests were refused: kubectl sent credentials of its own", "trace id: "}},
 		{name: "a flag that changes nothing", change: func(o *traceOutcome) { o.Command = append(o.Command, "--context", "hunter2") },
 			want: []string{"trace id: "}},
 		{name: "not sampled", change: func(o *traceOutcome) { o.Sampled = false },
