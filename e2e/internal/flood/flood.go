@@ -318,24 +318,35 @@ func (w WellBehaved) call(client *http.Client, number uint64) (patched bool, err
 	return bytes.Contains(body, []byte(`"patch":"`)), nil
 }
 
-// Connection is one connection on which calls are made as by a client that knows no better: none is made again.
+// Connection makes calls on one connection, as long as the server keeps it.
 type Connection struct {
-	client *http.Client
 	well   WellBehaved
+	client *http.Client
+	dials  atomic.Int32
 }
 
 // NewConnection opens nothing yet.
 func NewConnection(address string) *Connection {
-	return &Connection{well: WellBehaved{Address: address}, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxConnsPerHost: 1}}}
+	c := &Connection{well: WellBehaved{Address: address}}
+	c.client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxConnsPerHost: 1,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c.dials.Add(1)
+			return new(net.Dialer).DialContext(ctx, network, address)
+		}}}
+	return c
 }
 
-// Call makes a call of a well-behaved caller.
+// Call makes a call of a well-behaved caller. That the connection was not kept is an error.
 func (c *Connection) Call(review []byte) error {
-	well := c.well
-	well.Review = review
-	_, err := well.call(c.client, 1)
-	return err
+	c.well.Review = review
+	if _, err := c.well.call(c.client, 1); err != nil {
+		return err
+	}
+	if n := c.dials.Load(); n > 1 {
+		return fmt.Errorf("the connection was not kept: this is number %d", n)
+	}
+	return nil
 }
 
 // Close closes it.
