@@ -231,22 +231,26 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		}
 	}
 
-	said := func() []slog.Attr {
-		return append(identity(r, span.SpanContext()), slog.String("outcome", res.outcome()), slog.Duration("took", took))
+	if res.err != nil {
+		t.complain(ctx, span, c, res, took)
+	} else if t.log.Enabled(ctx, slog.LevelDebug) {
+		t.log.LogAttrs(ctx, slog.LevelDebug, "admission call", callAttrs(r, span, res, took)...)
 	}
-	if res.err == nil {
-		if t.log.Enabled(ctx, slog.LevelDebug) {
-			t.log.LogAttrs(ctx, slog.LevelDebug, "admission call", said()...)
-		}
-		return
-	}
+}
+
+// complain logs a call that went wrong.
+func (t *telemetry) complain(ctx context.Context, span trace.Span, c *call, res result, took time.Duration) {
 	level := slog.LevelWarn
 	if res.failed() {
 		level = slog.LevelError
 	}
 	t.said[res.ending].Log(ctx, t.log, level, "admission call", func() []slog.Attr {
-		return append(said(), slog.String("error", clean(res.err.Error(), mostErrorText)))
+		return append(callAttrs(&c.request, span, res, took), slog.String("error", clean(res.err.Error(), mostErrorText)))
 	}, slog.String("error_type", res.errorType()))
+}
+
+func callAttrs(r *Request, span trace.Span, res result, took time.Duration) []slog.Attr {
+	return append(identity(r, span.SpanContext()), slog.String("outcome", res.outcome()), slog.Duration("took", took))
 }
 
 // identity is what every log record about a call has.
