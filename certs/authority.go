@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -111,6 +112,7 @@ func NewAuthority(o AuthorityOptions) (*Authority, error) {
 	case o.CALifetime < 0 || o.LeafLifetime < 0 || o.Soak < 0 || o.Settle < 0:
 		return nil, errors.New("make an authority: a duration is negative")
 	}
+	o.Names, o.Targets = slices.Clone(o.Names), slices.Clone(o.Targets) // the caller's
 	o.CASecret = cmp.Or(o.CASecret, DefaultCASecret)
 	o.ServingSecret = cmp.Or(o.ServingSecret, DefaultServingSecret)
 	o.LeaseName = cmp.Or(o.LeaseName, DefaultLeaseName)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +72,7 @@ func NewReadiness(o ReadinessOptions) (*Readiness, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	o.Configurations = slices.Clone(o.Configurations) // the caller's
 	r := &Readiness{o: o, known: make([]configuration, len(o.Configurations))}
 	for i, ref := range o.Configurations {
 		if !ref.hasWebhooks() {

@@ -89,7 +89,7 @@ func New(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &handler{chain: o.Mutators, maxBodyBytes: o.MaxBodyBytes, trust: o.Trust, telemetry: telemetry}
+	h := &handler{chain: slices.Clone(o.Mutators), maxBodyBytes: o.MaxBodyBytes, trust: o.Trust, telemetry: telemetry}
 	for i, step := range o.Mutators {
 		if step.Name == "" || step.Mutator == nil {
 			return nil, fmt.Errorf("mutator %d has no name or is nil", i)

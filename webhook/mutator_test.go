@@ -129,10 +129,10 @@ func TestBothObjectsOfAnUpdateAreRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled})
-	before := `{"metadata":{"labels":{"a":"b"}},"spec":{"replicas":1}}`
+	before := `{"metadata":{"labels":{"a":"b"}},"spec":{"paused":true}}`
 	for after, stamped := range map[string]bool{
-		`{"metadata":{"labels":{"a":"c"}},"spec":{"replicas":1}}`:               false,
-		`{"metadata":{"labels":{"a":"b"}},"spec":{"replicas":1,"paused":true}}`: true,
+		`{"metadata":{"labels":{"a":"c"}},"spec":{"paused":true}}`:  false,
+		`{"metadata":{"labels":{"a":"b"}},"spec":{"paused":false}}`: true,
 	} {
 		req := &webhook.Request{Operation: admissionv1.Update, SpanContext: span,
 			Object: webhook.Object{Raw: []byte(after)}, OldObject: webhook.Object{Raw: []byte(before)}}

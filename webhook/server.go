@@ -226,14 +226,19 @@ func (s *Server) bounded(next http.Handler) http.Handler {
 		}
 		body := r.Body
 		if !s.bytes.Room(r.ContentLength) {
-			r.Body = refusedBody{body} // so that the handler says so in its own way
+			refused := *r // net/http looks at r, and so may what a handler leaves behind
+			refused.Body = refusedBody{body}
+			r = &refused // so that the handler says so in its own way
 		}
 		next.ServeHTTP(w, r)
-		r.Body = body // net/http looks at it
-		if body != http.NoBody {
-			// What the handler has not read net/http reads, to go on with the connection.
-			_ = control.SetReadDeadline(time.Now().Add(lingering))
+		if body == http.NoBody {
+			return
 		}
+		if _, err := w.Write(nil); errors.Is(err, http.ErrHijacked) {
+			return // the connection is another's
+		}
+		// What the handler has not read net/http reads, to go on with the connection.
+		_ = control.SetReadDeadline(time.Now().Add(lingering))
 	})
 }
 

@@ -207,9 +207,17 @@ func (b *Body) Read(p []byte) (int, error) {
 			b.hold.Release()
 			return n, err
 		}
+		if b.givenUp.Load() { // meanwhile: nobody else gives back what was just taken
+			b.hold.Release()
+			return n, ErrOverloaded
+		}
 	}
 	return n, err
 }
 
-// Release gives the bytes back.
-func (b *Body) Release() { b.hold.Release() }
+// Release gives the bytes back. A handler that was left behind, as http.TimeoutHandler does, may
+// go on reading, and takes nothing any more.
+func (b *Body) Release() {
+	b.givenUp.Store(true)
+	b.hold.Release()
+}
