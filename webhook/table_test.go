@@ -118,6 +118,7 @@ func TestWhatIsStoredIsWhatTheTableSays(t *testing.T) {
 		{"a controller creates, of an owner of the future", asked{owner: "ReplicaSet"}, owners(-1000 * hour), "linked", want{stored: "this", links: []string{causeText}}},
 		{"a Job's controller creates, however late", asked{owner: "Job"}, owners(1000 * hour), "owned", want{stored: causeText, age: 1000 * hour, links: []string{causeText}}},
 		{"a CronJob's controller creates", asked{owner: "CronJob", resource: "batch/jobs"}, owners(0), "linked", want{stored: "this", links: []string{causeText}}},
+		{"a CronJob's controller creates, of a CronJob without a cause", asked{owner: "CronJob", resource: "batch/jobs"}, Cause{}, "owned", want{stored: "this"}},
 		{"of another kind that makes work again and again", asked{owner: "CronWorkflow"}, owners(0), "linked", want{stored: "this", links: []string{causeText}}},
 		{"and another", asked{owner: "ScheduledSparkApplication"}, owners(0), "linked", want{stored: "this", links: []string{causeText}}},
 		{"and another", asked{owner: "BackupSchedule"}, owners(0), "linked", want{stored: "this", links: []string{causeText}}},

@@ -229,7 +229,7 @@ func decideUpdate(f facts) reason {
 // decideOwned goes on where decide has said that an object is its owner's: it continues
 // what caused the owner, or has a cause of its own. Pure.
 func decideOwned(ownerKind string, owners Cause, now time.Time) reason {
-	if repeats(ownerKind) || ownerKind != jobKind && owners.aged(now) {
+	if owners.SpanContext().IsValid() && (repeats(ownerKind) || ownerKind != jobKind && owners.aged(now)) {
 		return reasonLinked
 	}
 	return reasonOwned
