@@ -23,6 +23,15 @@
 // telemetry.go holds the names of attributes and metrics, server.go the TLS server
 // with its drain and its deadlines, package limit what callers can make it hold.
 //
+// # In a manager and in a test
+//
+// With controller-runtime a [Server] is the WebhookServer of a manager's options, and a [ClientAuth] is added to
+// the manager. Both run on every replica, whether it leads or not, and from before the caches are
+// filled: a cache may need a webhook of its own process.
+//
+// A unit test of a [Mutator] needs no server: [NewResponse] reads the objects of a Request literal, and
+// Response.Patch is what came of it.
+//
 // # What is stored
 //
 // The stored context is the object's cause: the request that wanted the object as it
