@@ -118,6 +118,9 @@ func (c *servingCertificate) fromSecret(config serveConfig, telemetry *telemetry
 		return err
 	}
 	c.get = source.GetCertificate
+	if err := (&validity{get: c.get, clock: c.clock, log: log}).measure(telemetry.meterProvider); err != nil {
+		return err
+	}
 	c.watchers = append(c.watchers, task{"watch the certificate's Secret", source.Start})
 	c.present = func(*http.Request) error {
 		_, err := source.GetCertificate(&tls.ClientHelloInfo{ServerName: config.Cluster.serverName()})
