@@ -150,7 +150,7 @@ func TestWithClientCertificatesOnlyTheRightAPIServerIsAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, words := range []string{`"msg":"client certificate not accepted","result":"wrong_name"`, `CN=kubelet`, `"result":"no_certificate"`} {
+	for _, words := range []string{`"msg":"client certificate not accepted"`, `"result":"wrong_name"`, `CN=kubelet`, `"result":"no_certificate"`} {
 		if !strings.Contains(string(log), words) {
 			t.Errorf("the log does not say %s:\n%s", words, log)
 		}
