@@ -76,7 +76,7 @@ func (a *Authority) sweep(ctx context.Context) {
 	}
 	removed, _ := RemoveLeftProofs(ctx, a.o.Clients, a.o.Dynamic) // few may list all kinds
 	for _, l := range removed {
-		a.o.Logger.WarnContext(ctx, "removed what a process that was killed had left of a proof", "object", l.Ref.String(), "made", l.Made)
+		a.o.Logger.WarnContext(ctx, "removed what a process that was killed had left of a proof", "object", l.String(), "made", l.Made)
 	}
 }
 

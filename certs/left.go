@@ -79,7 +79,7 @@ func FindLeftProofs(ctx context.Context, clients kubernetes.Interface, objects d
 		}
 		left = append(left, watchSuspects(ctx, clients, objects, kind, suspects)...)
 	}
-	slices.SortFunc(left, func(a, b LeftProof) int { return strings.Compare(a.Ref.String(), b.Ref.String()) })
+	slices.SortFunc(left, func(a, b LeftProof) int { return strings.Compare(a.String(), b.String()) })
 	return left, errors.Join(errs...)
 }
 

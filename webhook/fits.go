@@ -46,7 +46,7 @@ type yielding interface{ yield(*Response) }
 func (c *call) withhold(step Step, before []change) withheld {
 	resp := &c.response
 	wanted := !slices.Equal(before, resp.changes)
-	reason := nothingWithheld
+	var reason withheld
 	switch {
 	case resp.annotationBytes() > mostAnnotationBytes:
 		reason = withheldAnnotations

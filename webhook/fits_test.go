@@ -232,7 +232,7 @@ func TestAPatchDoesNotMakeAnObjectTooLargeForEtcd(t *testing.T) {
 func TestTheEstimatedSizeIsAboutTheSizeAsProtobuf(t *testing.T) {
 	d := &appsv1.Deployment{}
 	d.Name, d.Namespace, d.Annotations = "web", "shop", map[string]string{"a": strings.Repeat("<", 1000)}
-	d.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:replicas":{},"f:paused":{}}}`)}}}
+	d.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:replicas":{},"f:paused":{}}}`)}}
 	for i := range 1000 {
 		d.Spec.Template.Spec.Containers = append(d.Spec.Template.Spec.Containers, corev1.Container{Name: fmt.Sprint("c", i), Image: "image", Env: []corev1.EnvVar{{Name: "A", Value: "B"}, {Name: "C", Value: "D"}}})
 	}

@@ -219,7 +219,7 @@ func wantPresentable(t *testing.T, span sdktrace.ReadOnlySpan) {
 	check("the status", span.Status().Description, mostErrorText)
 	check("the tracestate", span.SpanContext().TraceState().String(), cause.MaxTracestateBytes)
 	for _, a := range span.Attributes() {
-		check(string(a.Key), a.Value.Emit(), mostText)
+		check(string(a.Key), a.Value.String(), mostText)
 	}
 	for _, link := range span.Links() {
 		check("a link's tracestate", link.SpanContext.TraceState().String(), cause.MaxTracestateBytes)

@@ -409,7 +409,8 @@ func TestAHandlerMayAbort(t *testing.T) {
 	aborts := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	func() {
 		defer func() {
-			if value := recover(); value != http.ErrAbortHandler {
+			value := recover()
+			if err, _ := value.(error); !errors.Is(err, http.ErrAbortHandler) {
 				t.Errorf("recovered %v", value)
 			}
 		}()

@@ -78,7 +78,13 @@ func TestAManagerStartsClientAuthWhoeverLeadsAndWhateverItsCachesWaitFor(t *test
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
-	defer func() { stop(); close(over); <-ended }()
+	defer func() {
+		stop()
+		close(over)
+		if err := <-ended; err != nil {
+			t.Logf("the manager ended: %v", err)
+		}
+	}()
 
 	client, err := x509.ParseCertificate(after.client(t, "kube-apiserver", nil).Certificate[0])
 	if err != nil {

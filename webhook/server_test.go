@@ -260,6 +260,7 @@ func TestAWellBehavedConnectionIsKeptAfterARefusal(t *testing.T) {
 			t.Fatalf("call %d: %v", i, err)
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
 		if resp.StatusCode != http.StatusUnsupportedMediaType || resp.Close {
 			t.Errorf("call %d: %s, closed %t", i, resp.Status, resp.Close)
 		}

@@ -226,12 +226,12 @@ func (r *environmentReader) list(name string, check func(key, value string) (use
 	changed := false
 	for i, entry := range strings.Split(raw, ",") {
 		key, value, found := strings.Cut(entry, "=")
-		use, problem := entry, ""
+		var use, problem string
 		switch {
 		case strings.TrimSpace(entry) == "":
-			use, problem = "", "is empty"
+			problem = "is empty"
 		case !found:
-			use, problem = "", "has no ="
+			problem = "has no ="
 		default:
 			use, problem = check(strings.TrimSpace(key), strings.TrimSpace(value))
 		}

@@ -92,7 +92,7 @@ containers: [{name: main, image: "app:1", securityContext: {allowPrivilegeEscala
 	} {
 		eventually(t, 30*time.Second, func(ctx context.Context) error {
 			if _, err := shared.Kubectl(ctx, "create", "--dry-run=server", "-f", write(t, asked)); err == nil || !strings.Contains(err.Error(), words) {
-				return fmt.Errorf("%s: %v, want it refused with %q", asked, err, words)
+				return fmt.Errorf("%s: %w, want it refused with %q", asked, err, words)
 			}
 			return nil
 		})

@@ -57,17 +57,17 @@ func ofRun(object *unstructured.Unstructured, namespace string) bool {
 type underWay struct {
 	cmd *exec.Cmd
 	out *bytes.Buffer
-	end chan error
+	end chan struct{} // closed when cmd has ended
 }
 
 // startRun starts it as a person would, with a kubeconfig.
 func startRun(t *testing.T, kubeconfig string, args ...string) *underWay {
 	t.Helper()
-	r := &underWay{cmd: exec.Command(shared.bin+"/tracehook", args...), out: new(bytes.Buffer), end: make(chan error, 1)}
+	r := &underWay{cmd: exec.Command(shared.bin+"/tracehook", args...), out: new(bytes.Buffer), end: make(chan struct{})}
 	r.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + shared.bin, "KUBECONFIG=" + kubeconfig}
 	r.cmd.Stdout, r.cmd.Stderr = r.out, r.out
 	must(t, r.cmd.Start())
-	go func() { r.end <- r.cmd.Wait() }()
+	go func() { _ = r.cmd.Wait(); close(r.end) }() // how it ended is in ProcessState
 	t.Cleanup(func() { _ = r.cmd.Process.Kill() })
 	return r
 }

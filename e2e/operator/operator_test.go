@@ -287,14 +287,14 @@ func TestAnOperatorWhoseCacheNeedsItsOwnConversionWebhookStartsFromNothing(t *te
 		}
 		eventually(t, "a caller of another CA is refused", func() error {
 			if got, err := status(); got != http.StatusForbidden {
-				return fmt.Errorf("got %d, %v", got, err)
+				return fmt.Errorf("got %d, %w", got, err)
 			}
 			return nil
 		})
 		writeCA(t, second.caFile, ca)
 		eventually(t, "once the CA is renewed, its certificates are accepted", func() error {
 			if got, err := status(); got != http.StatusOK {
-				return fmt.Errorf("got %d, %v", got, err)
+				return fmt.Errorf("got %d, %w", got, err)
 			}
 			return nil
 		})

@@ -47,7 +47,7 @@ func (r *Records) Log(ctx context.Context, log *slog.Logger, level slog.Level, m
 	}
 	r.until = now.Add(every)
 	r.mu.Unlock()
-	log.LogAttrs(ctx, level, message, append(attrs(), same...)...)
+	log.LogAttrs(ctx, level, message, append(attrs(), same...)...) //nolint:sloglint // the message is the caller's constant
 }
 
 // sum tells what was left out since the last record.

@@ -111,7 +111,10 @@ func TestARequestIsCancelledThroughItAndNotChanged(t *testing.T) {
 	ctx, cancel := context.WithCancel(inSpan(t, provider))
 	go func() { <-arrived; cancel() }()
 	r, _ := http.NewRequestWithContext(ctx, http.MethodPost, server.URL, strings.NewReader("body"))
-	_, err := traced.Transport(provider)(http.DefaultTransport).RoundTrip(r)
+	resp, err := traced.Transport(provider)(http.DefaultTransport).RoundTrip(r)
+	if err == nil {
+		resp.Body.Close()
+	}
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want that it was cancelled", err)
 	}
