@@ -15,7 +15,7 @@ const (
 )
 
 // placementFields are what a queue writes when it lets an object go, to say where it runs.
-var placementFields = []string{"nodeSelector", "tolerations", "affinity", "schedulingGates", "parallelism", "metadata"}
+var placementFields = []string{"nodeSelector", "tolerations", "affinity", "schedulingGates", "parallelism", "metadata", "podTemplateOverrides"}
 
 // onlyScaled says whether two states of an object differ, outside metadata and status, in nothing
 // but members `replicas` and `suspend` of its spec, at any depth. Where `suspend` differs, placement may, too.

@@ -33,6 +33,12 @@ func ours(traceparent string, ago time.Duration) notes {
 	return notes{DefaultAnnotationKey: traceparent, causedAt: formatCausedAt(testNow.Add(-ago), traceparent, 7)}
 }
 
+// oursHere is what tracehook stored so long ago, on Deployment shop/web.
+func oursHere(traceparent string, ago time.Duration) notes {
+	here := placeOf(&Request{Resource: metav1.GroupVersionResource{Group: "apps", Resource: "deployments"}, Namespace: "shop", Name: "web"}, traceparent)
+	return notes{DefaultAnnotationKey: traceparent, causedAt: formatCausedAt(testNow.Add(-ago), traceparent, here)}
+}
+
 func (a notes) and(key, value string) notes {
 	b := maps.Clone(a)
 	b[key] = value
@@ -135,6 +141,13 @@ func TestWhatIsStoredIsWhatTheTableSays(t *testing.T) {
 		{"a change of what had no stamp", asked{old: notes{}, oldSpec: "2"}, Cause{}, "updated", want{stored: "this"}},
 		{"the same, not sampled", asked{old: notes{}, oldSpec: "2", unsampled: true}, Cause{}, "updated", want{}},
 		{"a change in the trace of the one before", asked{object: ours(testTraceparent, hour), old: ours(testTraceparent, hour), oldSpec: "2"}, Cause{}, "updated", want{stored: "this", previous: testTraceparent, links: []string{testTraceparent}}},
+		{"in one trace, an old stamp comes back with a change (rollout undo)", asked{object: oursHere(testTraceparent, 2*time.Second), old: oursHere(inTheSameTrace, time.Second), oldSpec: "2"}, Cause{}, "returned",
+			want{stored: "this", previous: inTheSameTrace, links: []string{testTraceparent, inTheSameTrace}}},
+		{"the same, minutes ago", asked{object: oursHere(testTraceparent, hour), old: oursHere(inTheSameTrace, time.Minute), oldSpec: "2"}, Cause{}, "returned",
+			want{stored: "this", previous: inTheSameTrace, links: []string{testTraceparent, inTheSameTrace}}},
+		{"in one trace, a client creates what it has exported and deleted", asked{object: oursHere(testTraceparent, time.Minute)}, Cause{}, "returned", want{stored: "this", previous: testTraceparent, links: []string{testTraceparent}}},
+		{"a client sets the context of the trace that it is in", asked{object: ours(causeText, hour).and(DefaultAnnotationKey, testTraceparent).and("tracehook.dev/tracestate", "a=1"), old: ours(causeText, hour).and("tracehook.dev/tracestate", "a=1")}, Cause{},
+			"same_trace", want{stored: testTraceparent, previous: causeText, links: []string{causeText}}},
 		{"a change of what an unsampled request had changed", asked{object: ours(unsampledOther, hour).and(previously, thirdText), old: ours(unsampledOther, hour).and(previously, thirdText), oldSpec: "2"}, Cause{},
 			"updated", want{stored: "this", previous: thirdText, links: []string{unsampledOther}}},
 		{"a change by a client that leaves the stamp out", asked{old: ours(causeText, hour), oldSpec: "2"}, Cause{}, "updated", want{stored: "this", previous: causeText, links: []string{causeText}}},
@@ -227,5 +240,7 @@ func TestWhatIsStoredIsWhatTheTableSays(t *testing.T) {
 		})
 	}
 }
+
+const inTheSameTrace = "00-" + testTraceID + "-7777777777777777-01"
 
 const unsampledOther = "00-55555555555555555555555555555555-6666666666666666-00"

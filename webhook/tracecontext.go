@@ -306,8 +306,14 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 	case reasonExcluded, reasonUntouched:
 		return nil
 	case reasonSameCall:
-		if !f.copied { // the client has chosen the trace that it is in
-			t.writeCausedAt(req, resp, stored.Traceparent, now)
+		if f.copied {
+			return nil
+		}
+		// The client has chosen the trace that it is in.
+		t.writeCausedAt(req, resp, stored.Traceparent, now)
+		if f.wasValid {
+			t.replace(req, resp, stored, old)
+			link(req, resp, old)
 		}
 		return nil
 	case reasonRestored:
@@ -318,10 +324,7 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 			t.writeCausedAt(req, resp, stored.Traceparent, now)
 		}
 		if f.wasValid {
-			t.writePrevious(req, resp, old)
-			if !f.copied && stored.Tracestate == old.Tracestate { // left behind
-				resp.RemoveAnnotation(t.tracestateKey)
-			}
+			t.replace(req, resp, stored, old)
 		}
 		if owned {
 			t.writeCreateSpan(ctx, req, resp, owner, stored)
@@ -356,12 +359,25 @@ func madeByHand(req *Request, owner metav1.OwnerReference) bool {
 // belongsTo says whether what is stored was stored in this very request, by an earlier call of a
 // webhook (reinvocationPolicy), or was chosen by a client that is in the same trace.
 func belongsTo(req *Request, stored, old Cause, now time.Time) bool {
-	if stored.SpanContext().TraceID() == req.SpanContext.TraceID() {
-		return !stored.vouched || stored.place == placeOf(req, stored.Traceparent)
+	sameTrace := stored.SpanContext().TraceID() == req.SpanContext.TraceID()
+	if !stored.vouched {
+		return sameTrace
+	}
+	// One trace may hold many requests: `rollout undo` brings back what an earlier one stored.
+	if stored.place != placeOf(req, stored.Traceparent) || now.Sub(stored.At).Abs() >= requestLasts || stored.At.Before(old.At) {
+		return false
 	}
 	// Where the API server does not trace, each call starts a trace of its own.
-	return stored.vouched && stored.place == placeOf(req, stored.Traceparent) &&
-		now.Sub(stored.At).Abs() < requestLasts && stored.At.After(old.At)
+	return sameTrace || stored.At.After(old.At)
+}
+
+// replace keeps the way back from a cause that the client has stored to the one before, and
+// removes the tracestate of that one if it was left behind.
+func (t *TraceContext) replace(req *Request, resp *Response, stored, old Cause) {
+	t.writePrevious(req, resp, old)
+	if !stored.vouched && stored.Tracestate == old.Tracestate {
+		resp.RemoveAnnotation(t.tracestateKey)
+	}
 }
 
 // link adds a link to the SERVER span of the request, unless nobody is to be believed.

@@ -19,7 +19,7 @@ var knownVerbs = words(`
 	version wait
 	dependency env history install lint list package pull push registry repo rollback search show status
 	template test uninstall upgrade verify
-	adm import login logout new-app process project projects rsh start-build whoami
+	adm import login logout new-app new-project process project projects rsh start-build whoami
 	bootstrap build check export reconcile resume stats suspend trace tree
 	analyze dashboard experimental init inspect migrate remove sync
 `)
@@ -49,6 +49,12 @@ var ownClusterFlags = words(`
 	--certificate-authority --tls-server-name --insecure-skip-tls-verify
 	--kube-apiserver --kube-token --kube-ca-file --kube-tls-server-name --kube-insecure-skip-tls-verify
 `)
+
+// helmRepositoryFlags are of a chart's repository where helm is given them.
+var helmRepositoryFlags = words(`--username --password --insecure-skip-tls-verify`)
+
+// kubeconfigVerbs change the kubeconfig: kubectl's, and oc's.
+var kubeconfigVerbs = words(`config login logout project new-project`)
 
 // helmVariables are helm's flags of the same kind.
 var helmVariables = words(`HELM_KUBEAPISERVER HELM_KUBETOKEN HELM_KUBECAFILE HELM_KUBETLS_SERVER_NAME HELM_KUBEINSECURE_SKIP_TLS_VERIFY`)
@@ -95,7 +101,7 @@ func verbOf(args []string) string {
 // it is not. With the temporary one it would fail, or change what nobody keeps.
 func pastProxy(command, env []string) string {
 	name := executableName(command)
-	if verb := verbOf(command[1:]); isKubectl(name) && (verb == "config" || verb == "login" || verb == "logout") {
+	if verb := verbOf(command[1:]); isKubectl(name) && slices.Contains(kubeconfigVerbs, verb) {
 		return fmt.Sprintf("%s %s works on your kubeconfig", name, verb)
 	}
 	if flag := ownClusterFlag(command); flag != "" {
@@ -119,7 +125,8 @@ func ownClusterFlag(command []string) string {
 			return "" // what follows is for a program in a container
 		}
 		name, value, assigned := strings.Cut(arg, "=")
-		if slices.Contains(ownClusterFlags, name) && value != "false" {
+		ofRepository := executableName(command) == "helm" && slices.Contains(helmRepositoryFlags, name)
+		if slices.Contains(ownClusterFlags, name) && value != "false" && !ofRepository {
 			return name
 		}
 		// -s is --server to kubectl, and to many others something else.

@@ -58,7 +58,10 @@ func TestWhatWouldFailWithTheTemporaryKubeconfigRunsPastTheProxy(t *testing.T) {
 		{command: "kubectl config use-context prod", want: "kubectl config works on your kubeconfig"},
 		{command: "kubectl -n shop config view", want: "kubectl config works on your kubeconfig"},
 		{command: "oc login https://example.com", want: "oc login works on your kubeconfig"},
+		{command: "oc new-project shop", want: "oc new-project works on your kubeconfig"},
 		{command: "helm registry login x"},
+		// Of a chart's repository.
+		{command: "helm upgrade web chart --repo https://r --username u --password hunter2 --insecure-skip-tls-verify"},
 		{command: "argocd login x"},
 	} {
 		got := pastProxy(strings.Fields(c.command), []string{"HOME=/", c.env})
