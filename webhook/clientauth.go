@@ -146,7 +146,26 @@ func NewClientAuth(o ClientAuthOptions) (*ClientAuth, error) {
 
 // Ask makes a TLS server ask for a client certificate, and go on without one. Which CAs are accepted is
 // not told: a client with a certificate of another one would send none, and nobody would learn why.
-func (a *ClientAuth) Ask(c *tls.Config) { c.ClientAuth = tls.RequestClientCert }
+// Certificates of more than 16 KiB end the handshake: a connection keeps them for as long as it lives.
+func (a *ClientAuth) Ask(c *tls.Config) {
+	c.ClientAuth = tls.RequestClientCert
+	before := c.VerifyPeerCertificate
+	c.VerifyPeerCertificate = func(certificates [][]byte, chains [][]*x509.Certificate) error {
+		n := 0
+		for _, der := range certificates {
+			n += len(der)
+		}
+		if n > mostClientCertificates {
+			return fmt.Errorf("the client's certificates have %d bytes, %d are the most", n, mostClientCertificates)
+		}
+		if before != nil {
+			return before(certificates, chains)
+		}
+		return nil
+	}
+}
+
+const mostClientCertificates = 16 << 10
 
 // Start reads the file again when it has changed, until ctx ends. It returns nil.
 func (a *ClientAuth) Start(ctx context.Context) error {

@@ -74,6 +74,9 @@ func newCreateSpans() *createSpans {
 
 // allow says whether an owner that wants so many objects (0: not known) gets one more span.
 func (c *createSpans) allow(owner types.UID, wanted int, now time.Time) bool {
+	if len(owner) > mostText {
+		return false // no UID, and not to be remembered
+	}
 	if wanted <= 0 {
 		wanted = usuallyWanted
 	}

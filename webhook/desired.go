@@ -4,8 +4,10 @@ package webhook
 // runs, and where, out. Pure; no errors: what cannot be read differs.
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"slices"
+	"time"
 )
 
 // How much of an object runs: what `kubectl scale` and autoscalers write, and what stops it and lets it go.
@@ -19,7 +21,7 @@ var placementFields = []string{"nodeSelector", "tolerations", "affinity", "sched
 
 // onlyScaled says whether two states of an object differ, outside metadata and status, in nothing
 // but members `replicas` and `suspend` of its spec, at any depth. Where `suspend` differs, placement may, too.
-func onlyScaled(a, b *Object) bool {
+func onlyScaled(a, b *Object, deadline time.Time) bool {
 	if a.otherHash != b.otherHash {
 		return false
 	}
@@ -31,7 +33,7 @@ func onlyScaled(a, b *Object) bool {
 			if spec == nil {
 				return false
 			}
-			h := outline{scanner: scanner{doc: spec}, leaveOut: leaveOut}
+			h := outline{scanner: scanner{doc: spec, deadline: deadline}, leaveOut: leaveOut}
 			h.hash.SetSeed(seed)
 			if h.value() != nil {
 				return false
@@ -69,9 +71,9 @@ func (o *outline) value() error {
 			if slices.Contains(o.leaveOut, string(name)) {
 				return o.scanner.skip()
 			}
-			_ = o.hash.WriteByte('"')
+			// By its length: unescaped, a name may hold what would end it.
+			_, _ = o.hash.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(name))))
 			_, _ = o.hash.Write(name)
-			_ = o.hash.WriteByte('"')
 			return o.value()
 		})
 		_ = o.hash.WriteByte('}')

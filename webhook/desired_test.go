@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"testing"
+	"time"
 )
 
 func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
@@ -16,6 +17,7 @@ func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
 		scaled bool
 	}{
 		{"replicas", `"spec":{"replicas":1,` + template + `}`, `"spec":{"replicas":2,` + template + `}`, true},
+		{"a name that looks like the end of another", `"spec":{"x":{"a":1,"b":2}}`, `"spec":{"x":{"a\"1,\"b":2}}`, false},
 		{"replicas that were not there", `"spec":{` + template + `}`, `"spec":{"replicas":2,` + template + `}`, true},
 		{"replicas of one group of workers", `"spec":{"groups":[{"name":"a","replicas":1},{"replicas":2}]}`, `"spec":{"groups":[{"name":"a","replicas":5},{"replicas":2}]}`, true},
 		{"suspended", `"spec":{"suspend":false,` + template + `}`, `"spec":{"suspend":true,` + template + `}`, true},
@@ -39,7 +41,7 @@ func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
 				if err := decoder.decode([]byte(review), &req); err != nil {
 					t.Fatal(err)
 				}
-				if got := onlyScaled(&req.Object, &req.OldObject); got != test.scaled {
+				if got := onlyScaled(&req.Object, &req.OldObject, time.Time{}); got != test.scaled {
 					t.Errorf("%s\n%s\nonly scaled: %t, want %t", pair[0], pair[1], got, test.scaled)
 				}
 			}
@@ -62,8 +64,8 @@ func FuzzOnlyScaledSpecsDifferInNothingElse(f *testing.F) {
 		if decoder.decode([]byte(review), &req) != nil {
 			return
 		}
-		scaled := onlyScaled(&req.Object, &req.OldObject)
-		if onlyScaled(&req.OldObject, &req.Object) != scaled {
+		scaled := onlyScaled(&req.Object, &req.OldObject, time.Time{})
+		if onlyScaled(&req.OldObject, &req.Object, time.Time{}) != scaled {
 			t.Fatal("the other way round it is different")
 		}
 		leaveOut := append([]string{replicasField, suspendField}, placementFields...)

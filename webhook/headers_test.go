@@ -181,7 +181,7 @@ func TestNothingThatACallerSendsMakesASpanThatCannotBeExported(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			everyHandler(t, func(t *testing.T, handler http.Handler, seen *http.Request, spans *tracetest.SpanRecorder) {
 				quoted := strings.ToValidUTF8(odd, "?") // what stands in the review is valid
-				body := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":%[1]q,"operation":%[1]q,"name":%[1]q,"namespace":%[1]q,"subResource":%[1]q,`+
+				body := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"u","operation":%[1]q,"name":%[1]q,"namespace":%[1]q,"subResource":%[1]q,`+
 					`"kind":{"group":%[1]q,"version":%[1]q,"kind":%[1]q},"resource":{"group":%[1]q,"version":%[1]q,"resource":%[1]q},"object":{}}}`, quoted)
 				r := httptest.NewRequest(http.MethodPost, "/mutate", strings.NewReader(body))
 				r.Header = http.Header{

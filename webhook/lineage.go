@@ -435,6 +435,9 @@ func (o *Owners) read(body []byte, uid types.UID) lookupAnswer {
 	}
 	annotations := owner.Metadata.Annotations
 	stored := Cause{Traceparent: annotations[o.key], Tracestate: annotations[o.tracestateKey]}
+	if len(stored.Tracestate) > cause.MaxTracestateBytes {
+		stored.Tracestate = "" // it counts for nothing, and would be remembered and handed down
+	}
 	span := stored.SpanContext()
 	if !span.IsValid() {
 		return lookupAnswer{result: lookupNone}

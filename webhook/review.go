@@ -91,6 +91,9 @@ func (d *reviewDecoder) decode(body []byte, r *Request) error {
 		return ErrNoRequest
 	case r.UID == "":
 		return fmt.Errorf("%w: request.uid is empty", ErrNoRequest)
+	case len(r.UID) > mostText: // an API server's has 36 bytes, and the answer repeats it
+		*r = Request{}
+		return fmt.Errorf("%w: request.uid is longer than any UID", ErrNoRequest)
 	case r.Operation == "":
 		*r = salvage(body)
 		return fmt.Errorf("%w: request.operation is empty", ErrMalformed)
@@ -277,6 +280,10 @@ func (d *reviewDecoder) common(s *string) error {
 	return nil
 }
 
+// longestText is what is kept of a name or the like, which are shorter from any API server. It is
+// longer than what is compared with a length, and megabytes of it would be held twice.
+const longestText = 4 << 10
+
 // stringBytes reads a string; it is nil where there is null.
 func (d *reviewDecoder) stringBytes() ([]byte, error) {
 	value, err := d.json.value()
@@ -285,7 +292,8 @@ func (d *reviewDecoder) stringBytes() ([]byte, error) {
 	}
 	switch value[0] {
 	case '"':
-		return unquote(value)
+		text, err := unquote(value)
+		return text[:min(len(text), longestText)], err
 	case 'n':
 		return nil, nil
 	}

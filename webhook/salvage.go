@@ -33,13 +33,16 @@ func salvage(body []byte) Request {
 	if !ok || kind != "AdmissionReview" || apiVersion != reviewVersion {
 		return Request{}
 	}
-	uid := ""
+	uid, known := "", []string(nil)
 	ok = eachMember(request, []string{"uid"}, func(name string, value []byte) {
 		switch name {
 		case "uid":
 			uid = textOf(value)
-		case "object", "oldObject", "options", "userInfo":
-		default:
+		case "kind", "resource", "subResource", "name", "namespace", "operation", "dryRun":
+			if slices.Contains(known, name) {
+				return // once is enough: many would cost more than their bytes
+			}
+			known = append(known, name)
 			before := r
 			d := reviewDecoder{json: scanner{doc: value}}
 			if d.requestField([]byte(name), &r) != nil || d.json.end() != nil {
@@ -47,7 +50,7 @@ func salvage(body []byte) Request {
 			}
 		}
 	})
-	if !ok {
+	if !ok || len(uid) > mostText {
 		return Request{}
 	}
 	r.UID = types.UID(uid)

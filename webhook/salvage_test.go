@@ -134,6 +134,8 @@ func TestARequestWithoutAReadableUIDIsRefused(t *testing.T) {
 	for name, body := range map[string]string{
 		"no UID":                review(`{"name":"a"` + object),
 		"an empty one":          review(`{"uid":""` + object),
+		"longer than any":       review(`{"uid":"` + strings.Repeat("u", 300) + `"` + object),
+		"the same, not odd":     review(`{"uid":"` + strings.Repeat("u", 300) + `","operation":"CREATE"}`),
 		"a number":              review(`{"uid":1` + object),
 		"null":                  review(`{"uid":null` + object),
 		"a list":                review(`{"uid":["a"]` + object),

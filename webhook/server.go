@@ -260,6 +260,7 @@ func (s *Server) shared(w http.ResponseWriter, r *http.Request, next http.Handle
 	control := http.NewResponseController(w)
 	body, err := s.bytes.NewBody(r.Body, headerBytes(r.Header), func() {
 		_ = control.SetReadDeadline(time.Unix(1, 0))
+		_ = control.SetWriteDeadline(time.Now().Add(lingering))
 	})
 	if err != nil {
 		s.refuse(limit.ReasonBytes)
@@ -271,10 +272,13 @@ func (s *Server) shared(w http.ResponseWriter, r *http.Request, next http.Handle
 	next.ServeHTTP(w, r)
 }
 
+// headerCost is what a line of a header costs beside its text.
+const headerCost = 130
+
 func headerBytes(h http.Header) (n int64) {
 	for name, values := range h {
 		for _, value := range values {
-			n += int64(len(name) + len(value))
+			n += int64(len(name)+len(value)) + headerCost
 		}
 	}
 	return n

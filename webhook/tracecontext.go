@@ -274,11 +274,12 @@ func (t *TraceContext) Mutate(ctx context.Context, req *Request, resp *Response)
 	}
 	var old Cause
 	if req.Operation == admissionv1.Update {
+		deadline, _ := ctx.Deadline()
 		var wasPresent bool
 		old, wasPresent = t.read(req.OldObject.Annotation)
 		f.wasValid = old.SpanContext().IsValid()
 		f.changed = wasPresent != present || old.Traceparent != stored.Traceparent
-		f.desired = !desiredStateEqual(&req.Object, &req.OldObject) && !onlyScaled(&req.Object, &req.OldObject)
+		f.desired = !desiredStateEqual(&req.Object, &req.OldObject) && !onlyScaled(&req.Object, &req.OldObject, deadline)
 	}
 	f.thisCall = f.valid && belongsTo(req, stored, old, now)
 

@@ -120,6 +120,9 @@ func fairShare(rate float64, demands []float64) float64 {
 }
 
 func (s *fairSampler) bucketOf(namespace string, now time.Time) *bucket {
+	if len(namespace) > 63 { // RFC 1123: no namespace's name, and not to be remembered
+		namespace = "(others)"
+	}
 	b, ok := s.byNamespace[namespace]
 	if ok {
 		return b

@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// DefaultBytes is how many bytes of requests are held at most.
-const DefaultBytes = 24 << 20
+// DefaultBytes is how many bytes of requests are held at most. A buffer that grows is there twice,
+// and 128 MiB are for everything.
+const DefaultBytes = 16 << 20
 
 const (
 	// small requests have a quarter of the bytes for themselves, so that a few large

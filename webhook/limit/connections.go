@@ -20,7 +20,7 @@ import (
 
 // DefaultConnections is how many connections are open at most. An API server keeps 25 to
 // a webhook, and opens more for a moment when it has more calls at once.
-const DefaultConnections = 1000
+const DefaultConnections = 500
 
 // Reasons for which a limit ends a connection.
 const (
@@ -39,8 +39,13 @@ const (
 	// of the same caller: usual calls take milliseconds.
 	settled = time.Second
 	// free bytes of each connection are not counted in Bytes: usual calls need no more,
-	// and the limit of connections bounds them.
-	free = 16 << 10
+	// and the limit of connections bounds them. Of those that no handler has yet there are
+	// fewer, and each further one counts as headerWeight: they may be lines of a header, and a
+	// line of 6 bytes costs 130 in net/http's map.
+	free, freeHeader = 16 << 10, 4 << 10
+	headerWeight     = 16
+	// mostHeaders is how many lines a header may have. An API server sends about ten.
+	mostHeaders = 100
 	// step is how many bytes are taken of Bytes at once.
 	step = 32 << 10
 	// refusal is how long a connection that was given up stays half open, so that its
@@ -123,7 +128,15 @@ func (c *Connections) Guard(server *http.Server) {
 	}
 	next := server.Handler
 	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if known, _ := r.Context().Value(connectionKey{}).(*conn); known != nil {
+		known, _ := r.Context().Value(connectionKey{}).(*conn)
+		if headerLines(r.Header) > mostHeaders {
+			clear(r.Header)
+			c.o.Refused(ReasonHeaderTooLarge)
+			w.Header().Set("Connection", "close")
+			http.Error(w, "the request's header has too many lines", http.StatusRequestHeaderFieldsTooLarge)
+			return
+		}
+		if known != nil {
 			known.handle(r)
 		}
 		next.ServeHTTP(w, r)
@@ -154,9 +167,24 @@ func (c *Connections) state(nc net.Conn, state http.ConnState) {
 // and Bytes.NewBody counts each of those.
 func (c *conn) handle(r *http.Request) {
 	c.handled.Store(true)
-	if r.ProtoMajor == 2 && !c.http2.Swap(true) {
+	switch {
+	case r.ProtoMajor == 2:
+		if !c.http2.Swap(true) {
+			c.hold.Release()
+		}
+	case c.hold.taken() > 0: // and not for many lines of a header
 		c.hold.Release()
+		if more := c.received.Load() - free; more > 0 && c.hold.Take(max(more, step)) != nil {
+			c.giveUp()
+		}
 	}
+}
+
+func headerLines(h http.Header) (n int) {
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
 }
 
 func connOf(nc net.Conn) *conn {
@@ -341,9 +369,12 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		return n, err
 	}
-	received := c.received.Add(int64(n))
-	if received > free && c.of.o.Bytes != nil && !c.http2.Load() {
-		if more := received - free - c.hold.taken(); more > 0 {
+	held := c.received.Add(int64(n)) - free
+	if !c.handled.Load() {
+		held = headerWeight * (held + free - freeHeader)
+	}
+	if held > 0 && c.of.o.Bytes != nil && !c.http2.Load() {
+		if more := held - c.hold.taken(); more > 0 {
 			if err := c.hold.Take(max(more, step)); err != nil {
 				c.givenUp.Store(true)
 				c.hold.Release() // its bytes are as good as gone, and others wait for them
@@ -387,10 +418,12 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return c.SetWriteDeadline(t)
 }
 
-// giveUp makes a Read that waits return.
+// giveUp makes a Read that waits return, and soon a Write: who does not read an answer holds
+// its request as well.
 func (c *conn) giveUp() {
 	c.givenUp.Store(true)
 	_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(refusal))
 }
 
 // Close lets the caller read why, if the connection was given up while it was sending: at once
