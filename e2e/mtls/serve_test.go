@@ -196,7 +196,6 @@ func TestManagedGoesFromNothingToReadyAndRotatesWhenAsked(t *testing.T) {
 
 	want := manualMetrics(t)
 	delete(want, "tracehook_lineage_lookups_total") // nothing here has an owner
-	delete(want, "tracehook_certificate_valid")     // of --certs files
 	delete(want, "tracehook_certs_secret_findings") // nothing is wrong; see the test above
 	delete(want, "tracehook_certs_bundle_findings")
 	eventually(t, 20*time.Second, func() string {

@@ -39,12 +39,10 @@ const (
 	// of the same caller: usual calls take milliseconds.
 	settled = time.Second
 	// free bytes of each connection are not counted in Bytes: usual calls need no more,
-	// and the limit of connections bounds them. Of those that no handler has yet there are
-	// fewer, and each further one counts as headerWeight: they may be lines of a header, and a
-	// line of 6 bytes costs 130 in net/http's map.
-	free, freeHeader = 16 << 10, 4 << 10
-	headerWeight     = 16
-	// mostHeaders is how many lines a header may have. An API server sends about ten.
+	// and the limit of connections bounds them.
+	free = 16 << 10
+	// mostHeaders is how many lines a header may have. An API server sends about ten, and a line
+	// of 6 bytes costs 130 in net/http's map.
 	mostHeaders = 100
 	// step is how many bytes are taken of Bytes at once.
 	step = 32 << 10
@@ -133,6 +131,7 @@ func (c *Connections) Guard(server *http.Server) {
 			clear(r.Header)
 			c.o.Refused(ReasonHeaderTooLarge)
 			w.Header().Set("Connection", "close")
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refusal))
 			http.Error(w, "the request's header has too many lines", http.StatusRequestHeaderFieldsTooLarge)
 			return
 		}
@@ -167,16 +166,8 @@ func (c *Connections) state(nc net.Conn, state http.ConnState) {
 // and Bytes.NewBody counts each of those.
 func (c *conn) handle(r *http.Request) {
 	c.handled.Store(true)
-	switch {
-	case r.ProtoMajor == 2:
-		if !c.http2.Swap(true) {
-			c.hold.Release()
-		}
-	case c.hold.taken() > 0: // and not for many lines of a header
+	if r.ProtoMajor == 2 && !c.http2.Swap(true) {
 		c.hold.Release()
-		if more := c.received.Load() - free; more > 0 && c.hold.Take(max(more, step)) != nil {
-			c.giveUp()
-		}
 	}
 }
 
@@ -369,12 +360,9 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		return n, err
 	}
-	held := c.received.Add(int64(n)) - free
-	if !c.handled.Load() {
-		held = headerWeight * (held + free - freeHeader)
-	}
-	if held > 0 && c.of.o.Bytes != nil && !c.http2.Load() {
-		if more := held - c.hold.taken(); more > 0 {
+	received := c.received.Add(int64(n))
+	if received > free && c.of.o.Bytes != nil && !c.http2.Load() {
+		if more := received - free - c.hold.taken(); more > 0 {
 			if err := c.hold.Take(max(more, step)); err != nil {
 				c.givenUp.Store(true)
 				c.hold.Release() // its bytes are as good as gone, and others wait for them

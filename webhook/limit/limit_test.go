@@ -315,3 +315,19 @@ func TestOfManyRecordsOneIsWrittenAndTheOthersAreCounted(t *testing.T) {
 type writer func([]byte) (int, error)
 
 func (w writer) Write(p []byte) (int, error) { return w(p) }
+
+func TestAHeaderOfManyLinesIsRefused(t *testing.T) {
+	address, _, refused := serve(t, ConnectionsOptions{}, ok)
+	for lines, want := range map[int]string{90: "HTTP/1.1 200 OK", 101: "HTTP/1.1 431 Request Header Fields Too Large"} {
+		c := dial(t, "", address)
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("a:\r\n", lines)+"\r\n")
+		var answer [64]byte
+		n, _ := c.Read(answer[:])
+		if got, _, _ := strings.Cut(string(answer[:n]), "\r\n"); got != want {
+			t.Errorf("%d lines: %s, want %s", lines, got, want)
+		}
+	}
+	if n := refused()[ReasonHeaderTooLarge]; n != 1 {
+		t.Errorf("%d were counted, want 1", n)
+	}
+}
