@@ -411,7 +411,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) giveUp() {
 	c.givenUp.Store(true)
 	_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
-	_ = c.Conn.SetWriteDeadline(time.Now().Add(refusal))
+	_ = c.SetWriteDeadline(time.Now().Add(refusal))
 }
 
 // Close lets the caller read why, if the connection was given up while it was sending: at once
