@@ -372,12 +372,12 @@ func (r *environmentReader) otlp(signals []string) {
 			insecure: of(signal, "INSECURE"),
 			all:      signal == "",
 		}
-		for _, s := range signals { // to the endpoint of all go the headers of each
-			if facts.all {
+		if facts.all { // to this endpoint go the headers of each signal
+			for _, s := range signals {
 				facts.secrets = facts.secrets || r.now(variable(s, "HEADERS")) != ""
-			}
-			if facts.all && r.now(variable(s, "INSECURE")) == "false" {
-				facts.insecure = "false"
+				if r.now(variable(s, "INSECURE")) == "false" {
+					facts.insecure = "false"
+				}
 			}
 		}
 		instead := "http://localhost:4318 is used"
