@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -234,26 +235,34 @@ func (c *slowConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// hangsUp ends the connection when the client has said all that belongs to the handshake.
+// hangsUp ends the connection when the client has said all that belongs to the handshake: what follows on ChangeCipherSpec is
+// its Finished (RFC 5246, 7.3; RFC 8446, D.4). It reads record by record, because the request may arrive together with that.
 type hangsUp struct {
 	net.Conn
-	answered bool
-	reads    int // since then
-}
-
-func (c *hangsUp) Write(p []byte) (int, error) {
-	c.answered = true
-	return c.Conn.Write(p)
+	record         []byte // what is left of it
+	changed, ended bool
 }
 
 func (c *hangsUp) Read(p []byte) (int, error) {
-	if c.answered {
-		if c.reads++; c.reads > 1 {
+	if len(c.record) == 0 {
+		if c.ended {
 			c.Close()
 			return 0, io.EOF
 		}
+		header := make([]byte, 5)
+		if _, err := io.ReadFull(c.Conn, header); err != nil {
+			return 0, err
+		}
+		c.record = append(header, make([]byte, binary.BigEndian.Uint16(header[3:]))...)
+		if _, err := io.ReadFull(c.Conn, c.record[len(header):]); err != nil {
+			return 0, err
+		}
+		const changeCipherSpec = 20
+		c.ended, c.changed = c.changed, header[0] == changeCipherSpec
 	}
-	return c.Conn.Read(p)
+	n := copy(p, c.record)
+	c.record = c.record[n:]
+	return n, nil
 }
 
 // An APIService that is verified: what the API server refuses is unavailable, and what is unavailable is not counted. It is
