@@ -213,5 +213,5 @@ func (r *Readiness) judge(t Target) []Finding {
 
 // tell logs findings once per change.
 func (r *Readiness) tell(ctx context.Context) {
-	r.said.tell(ctx, r.o.Logger, "live bundle", r.Findings())
+	r.said.tell(ctx, r.o.Logger, "live bundle", r.Findings(), r.o.Now())
 }

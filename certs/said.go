@@ -15,28 +15,49 @@ import (
 
 // report remembers what was said.
 type report struct {
-	mu   sync.Mutex
-	text map[string]bool
+	mu    sync.Mutex
+	begun time.Time
+	text  map[string]bool
 }
 
-// tell logs the findings that are new, and when none is left.
-func (r *report) tell(ctx context.Context, log *slog.Logger, subject string, findings []Finding) {
+// startPatience is how long a start may take: a certificate is made, read and published before somebody has to look.
+const startPatience = 30 * time.Second
+
+// passing says of a finding that a start which goes well passes through it.
+func passing(code Code) bool {
+	switch code {
+	case SecretUnknown, SecretMissing, NoCertificate, ConfigurationUnknown, ConfigurationMissing, BundleEmpty, Untrusted:
+		return true
+	}
+	return false
+}
+
+// tell logs the findings that are new, and when none is left. What a start passes through is information as long as a
+// start may take, and told at its level afterwards.
+func (r *report) tell(ctx context.Context, log *slog.Logger, subject string, findings []Finding, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.begun.IsZero() {
+		r.begun = now
+	}
+	starting := now.Sub(r.begun) < startPatience
 	text := map[string]bool{}
 	for _, f := range findings {
 		if f.Severity < Warning {
 			continue
 		}
-		said := string(f.Code) + " " + f.Message
+		level, message := slog.LevelWarn, "a certificate needs attention"
+		switch {
+		case starting && passing(f.Code):
+			level, message = slog.LevelInfo, "waiting for a certificate that works"
+		case f.Severity >= Error:
+			level = slog.LevelError
+		}
+		said := message + " " + string(f.Code) + " " + f.Message
 		if text[said] = true; r.text[said] {
 			continue
 		}
-		level := slog.LevelWarn
-		if f.Severity >= Error {
-			level = slog.LevelError
-		}
-		log.LogAttrs(ctx, level, "a certificate needs attention", slog.String("subject", subject), slog.String("code", string(f.Code)),
+		log.LogAttrs(ctx, level, message, slog.String("subject", subject), slog.String("code", string(f.Code)),
 			slog.String("finding", f.Message), slog.String("means", f.Means), slog.String("remedy", f.Remedy))
 	}
 	if len(text) == 0 && len(r.text) > 0 {
@@ -68,16 +89,17 @@ func observeFindings(meter metric.Meter, subject string, findings func() []Findi
 	return nil
 }
 
-// everyMinute calls what depends on the wall clock: nothing happens when a certificate expires.
+// everyMinute calls what depends on the wall clock: nothing happens when a certificate expires, or a start takes too long.
 func everyMinute(ctx context.Context, look func(context.Context)) {
-	ticker := time.NewTicker(time.Minute)
-	defer ticker.Stop()
+	timer := time.NewTimer(startPatience)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 			look(ctx)
+			timer.Reset(time.Minute)
 		}
 	}
 }

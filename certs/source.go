@@ -234,5 +234,5 @@ func (s *SecretSource) weigh(f Finding) Finding {
 
 // tell logs findings once per change.
 func (s *SecretSource) tell(ctx context.Context) {
-	s.said.tell(ctx, s.o.Logger, "serving certificate", s.Findings())
+	s.said.tell(ctx, s.o.Logger, "serving certificate", s.Findings(), s.o.Now())
 }

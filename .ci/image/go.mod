@@ -8,7 +8,6 @@ toolchain go1.26.8
 require (
 	github.com/google/go-containerregistry v0.21.7
 	github.com/google/ko v0.19.1
-	github.com/sigstore/cosign/v3 v3.1.1
 )
 
 require (
@@ -87,6 +86,7 @@ require (
 	github.com/sassoftware/relic v7.2.1+incompatible // indirect
 	github.com/secure-systems-lab/go-securesystemslib v0.11.0 // indirect
 	github.com/shibumi/go-pathspec v1.3.0 // indirect
+	github.com/sigstore/cosign/v3 v3.1.1 // indirect
 	github.com/sigstore/protobuf-specs v0.5.1 // indirect
 	github.com/sigstore/rekor v1.5.2 // indirect
 	github.com/sigstore/rekor-tiles/v2 v2.2.2-0.20260601073857-5d098a2b6443 // indirect

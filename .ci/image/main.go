@@ -1,5 +1,5 @@
-// In: the source, a version, a date. Out: the image for every platform of .ko.yaml with an SBOM each, in an OCI layout on disk or in a
-// registry; its reference on standard output. Errors: what Go, ko or the registry says.
+// In: the source, a version, a date. Out: the image for every platform of .ko.yaml, in an OCI layout on disk or in a registry, with an SBOM
+// each, as files or in the registry; its reference on standard output. Errors: what Go, ko or the registry says.
 //
 // ko as a library instead of the command: the base image must be able to come from this machine, under a name that does not
 // change from run to run, because ko writes that name into the image.
@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -28,18 +29,23 @@ import (
 	"github.com/google/ko/pkg/build"
 	"github.com/google/ko/pkg/commands/options"
 	"github.com/google/ko/pkg/publish"
-	"github.com/sigstore/cosign/v3/pkg/oci"
-	"github.com/sigstore/cosign/v3/pkg/oci/walk"
 )
 
-// importPath is the program in the image.
-const importPath = "ko://github.com/tracehook/tracehook/cmd/tracehook"
+// module is what the programs are of.
+const module = "github.com/tracehook/tracehook/"
 
-// refName is the annotation by which a layout's index says the tag.
-const refName = "org.opencontainers.image.ref.name"
+// Annotations by which a layout's index says what the image is called: the tag alone, as the specification has it and skopeo and podman read
+// it, and the whole name, which containerd and docker give it.
+const (
+	refName   = "org.opencontainers.image.ref.name"
+	imageName = "io.containerd.image.name"
+)
 
 type config struct {
 	source     string // the repository's root
+	program    string // its directory in source
+	name       string // of the repository that a layout's image is called after
+	platforms  string // as in linux/amd64,linux/arm64; empty: those of .ko.yaml
 	version    string
 	revision   string    // commit; may be empty
 	date       time.Time // of the source: what is written into the image instead of the time of the build
@@ -82,6 +88,9 @@ func parse(args []string, getenv func(string) string) (config, error) {
 	var cfg config
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	flags.StringVar(&cfg.source, "source", ".", "root of the repository")
+	flags.StringVar(&cfg.program, "program", "cmd/tracehook", "directory of the program; another than tracehook's is for tests")
+	flags.StringVar(&cfg.name, "name", "ghcr.io/tracehook/tracehook", "what the image in a layout is called, without the tag")
+	flags.StringVar(&cfg.platforms, "platforms", "", "build for these instead of .ko.yaml's platforms")
 	flags.StringVar(&cfg.version, "version", "", "what tracehook version says; also the tag")
 	flags.StringVar(&cfg.revision, "revision", "", "commit of the source, for the labels")
 	flags.BoolVar(&cfg.remoteBase, "remote-base", false, "pull the base image of .ko.yaml (without: made on this machine, for tests)")
@@ -149,6 +158,9 @@ func (c config) build(ctx context.Context) (build.Result, error) {
 	if len(file.BuildConfigs) != 1 || len(file.DefaultPlatforms) == 0 {
 		return nil, fmt.Errorf("no build or no platforms in .ko.yaml of %s", c.source)
 	}
+	if c.platforms != "" {
+		file.DefaultPlatforms = strings.Split(c.platforms, ",")
+	}
 	base, index, err := c.base(ctx, file)
 	if err != nil {
 		return nil, err
@@ -181,12 +193,14 @@ func (c config) build(ctx context.Context) (build.Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare ko: %w", err)
 	}
-	result, err := builder.Build(ctx, importPath)
+	result, err := builder.Build(ctx, c.importPath())
 	if err != nil {
 		return nil, fmt.Errorf("build the image: %w", err)
 	}
 	return result, nil
 }
+
+func (c config) importPath() string { return build.StrictScheme + module + c.program }
 
 func (c config) base(ctx context.Context, file options.BuildOptions) (name.Reference, v1.ImageIndex, error) {
 	if c.remoteBase {
@@ -229,21 +243,17 @@ func (c config) publish(ctx context.Context, result build.Result) (string, error
 		if err != nil {
 			return "", fmt.Errorf("prepare to publish: %w", err)
 		}
-		reference, err := publisher.Publish(ctx, result, importPath)
+		reference, err := publisher.Publish(ctx, result, c.importPath())
 		if err != nil {
 			return "", fmt.Errorf("publish to %s: %w", c.push, err)
 		}
 		return reference.String(), nil
 	}
-	return c.write(ctx, result)
+	return c.write(result)
 }
 
-// write lays the image down, and beside it, as ko does in a registry, the SBOM of each of its parts under the tag sha256-<hex>.sbom.
-func (c config) write(ctx context.Context, result build.Result) (string, error) {
-	image, ok := result.(oci.SignedImageIndex)
-	if !ok {
-		return "", fmt.Errorf("ko built a %T, not an index", result)
-	}
+// write lays the image down, and nothing beside it: containerd takes every manifest of a layout for an image, and stops at an SBOM.
+func (c config) write(result build.Result) (string, error) {
 	if err := os.RemoveAll(c.layout); err != nil {
 		return "", fmt.Errorf("empty the layout: %w", err)
 	}
@@ -251,28 +261,19 @@ func (c config) write(ctx context.Context, result build.Result) (string, error) 
 	if err != nil {
 		return "", fmt.Errorf("make the layout: %w", err)
 	}
-	tag := layout.WithAnnotations(map[string]string{refName: c.version})
-	if err := directory.AppendIndex(image, tag); err != nil {
+	names := layout.WithAnnotations(map[string]string{refName: c.version, imageName: c.name + ":" + c.version})
+	switch image := result.(type) {
+	case v1.ImageIndex:
+		err = directory.AppendIndex(image, names)
+	case v1.Image: // for one platform alone
+		err = directory.AppendImage(image, names)
+	default:
+		err = fmt.Errorf("ko built a %T", result)
+	}
+	if err != nil {
 		return "", fmt.Errorf("write the image: %w", err)
 	}
-	if err := walk.SignedEntity(ctx, image, func(_ context.Context, part oci.SignedEntity) error {
-		sbom, err := part.Attachment("sbom")
-		if err != nil {
-			return fmt.Errorf("find the SBOM: %w", err)
-		}
-		digest, err := part.Digest()
-		if err != nil {
-			return fmt.Errorf("take the digest: %w", err)
-		}
-		tag := layout.WithAnnotations(map[string]string{refName: digest.Algorithm + "-" + digest.Hex + ".sbom"})
-		if err := directory.AppendImage(sbom, tag); err != nil {
-			return fmt.Errorf("write the SBOM: %w", err)
-		}
-		return nil
-	}); err != nil {
-		return "", err
-	}
-	digest, err := image.Digest()
+	digest, err := result.Digest()
 	if err != nil {
 		return "", fmt.Errorf("take the digest: %w", err)
 	}

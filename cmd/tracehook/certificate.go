@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"time"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -72,6 +73,19 @@ func (c *servingCertificate) tellTime(config serveConfig, log *slog.Logger) (err
 	}
 	c.watchers = append(c.watchers, task{"ask the API server what time it is", c.clock.run})
 	return nil
+}
+
+// arrives returns when there is a certificate, or false when ctx ends before. A server that listens without one answers
+// every caller with a TLS error.
+func (c *servingCertificate) arrives(ctx context.Context) bool {
+	for c.present != nil && c.present(nil) != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return true
 }
 
 func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry, log *slog.Logger) error {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/go-logr/logr"
@@ -113,6 +114,7 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 			{"trust", certificate.trusted},
 		},
 		warnings: certificate.warnings,
+		started:  new(atomic.Bool),
 	}
 	metrics, err := newMetricsServer(config.processConfig, withReason(certificate.get), telemetry.meterProvider, log)
 	if err != nil {
@@ -133,6 +135,9 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 	group, admission := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer stopBeside()
+		if !certificate.arrives(admission) {
+			return nil
+		}
 		return server.Serve(admission)
 	})
 	for _, watcher := range certificate.watchers {

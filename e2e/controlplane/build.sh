@@ -3,7 +3,7 @@
 #
 #   build.sh [NAME...]     default: all of them
 #
-# In:  go.mod and go.sum here, in jaeger/, in prometheus/ and in collector/; collector/builder.yaml.
+# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in node/ and in collector/; collector/builder.yaml.
 # Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
 #      program was built from. A program whose stamp is still right is not built again.
 # KUBERNETES: another version of Kubernetes, one of kubernetes-*/ here (1.28, for example). Then only its API server, controllers and
@@ -16,6 +16,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 bin=${BIN:-$root/bin}
 all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool)
+nodes=(kubelet kube-proxy containerd containerd-shim-runc-v2 ctr ptp host-local)
+if [[ $(go env GOOS) == linux ]]; then all+=("${nodes[@]}"); fi # they are nowhere else
 pinned=$here
 if [[ -n ${KUBERNETES:-} ]]; then
   pinned=$here/kubernetes-$KUBERNETES
@@ -47,7 +49,7 @@ describe() {
     shown=$(version "$module" go.etcd.io/etcd/server/v3) ;;
   kube-apiserver)
     module=$pinned package=k8s.io/kubernetes/cmd/$1 about="4 min" shown=$kubernetes ldflags=$kube_ldflags ;;
-  kube-controller-manager | kube-scheduler | kubectl)
+  kube-controller-manager | kube-scheduler | kubectl | kubelet | kube-proxy)
     module=$pinned package=k8s.io/kubernetes/cmd/$1 about="1 min" shown=$kubernetes ldflags=$kube_ldflags ;;
   otelcol)
     module=$here/collector package=. about="2 min"
@@ -60,6 +62,16 @@ describe() {
     module=$here/prometheus package=github.com/prometheus/prometheus/cmd/$1 tags=remove_all_sd about="2 min"
     shown=$(version "$module" github.com/prometheus/prometheus)
     ldflags="$ldflags -X github.com/prometheus/common/version.Version=${shown#v}" ;;
+  containerd | containerd-shim-runc-v2 | ctr)
+    module=$here/node package=github.com/containerd/containerd/v2/cmd/$1 about="half a minute"
+    shown=$(version "$module" github.com/containerd/containerd/v2)
+    ldflags="$ldflags -X github.com/containerd/containerd/v2/version.Version=$shown" ;;
+  ptp)
+    module=$here/node package=github.com/containernetworking/plugins/plugins/main/$1 about="a few seconds"
+    shown=$(version "$module" github.com/containernetworking/plugins) ;;
+  host-local)
+    module=$here/node package=github.com/containernetworking/plugins/plugins/ipam/$1 about="a few seconds"
+    shown=$(version "$module" github.com/containernetworking/plugins) ;;
   *)
     echo "build.sh: no such program: $1 (there are: ${all[*]})" >&2
     exit 2 ;;

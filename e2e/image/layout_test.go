@@ -51,6 +51,27 @@ type imageConfig struct {
 
 type layout string
 
+// sbomDir is where the test has the SBOMs written.
+func (l layout) sbomDir() string { return string(l) + "-sboms" }
+
+// sboms are the texts by file name.
+func (l layout) sboms(t *testing.T) map[string]string {
+	t.Helper()
+	files, err := os.ReadDir(l.sbomDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{}
+	for _, file := range files {
+		raw, err := os.ReadFile(filepath.Join(l.sbomDir(), file.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[file.Name()] = string(raw)
+	}
+	return texts
+}
+
 // root is what a tool that opens the layout sees first.
 func (l layout) root(t *testing.T) index {
 	t.Helper()

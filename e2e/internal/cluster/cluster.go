@@ -49,6 +49,10 @@ type Options struct {
 	NoTraces bool
 	// Untraced leaves the API server's own tracing out, as where somebody else runs it.
 	Untraced bool
+	// Address is this host's on a network that nodes are on: see package node. The API
+	// server and the Collector listen there, on their usual ports. "": there are no
+	// nodes, and all is on loopback, on ports that are free.
+	Address string
 	// Progress gets one line for each process that is ready. Nil: silence.
 	Progress io.Writer
 }
@@ -84,6 +88,7 @@ type Cluster struct {
 	controllers bool
 	noTraces    bool
 	untraced    bool
+	address     string
 
 	mu         sync.Mutex
 	stopped    bool
@@ -189,7 +194,7 @@ func (c *Cluster) stopAll() error {
 func prepare(o Options) (*Cluster, error) {
 	c := &Cluster{
 		Dir: o.Dir, Bin: o.Bin,
-		progress: o.Progress, controllers: o.Controllers, noTraces: o.NoTraces, untraced: o.Untraced,
+		progress: o.Progress, controllers: o.Controllers, noTraces: o.NoTraces, untraced: o.Untraced, address: o.Address,
 		temporary: o.Dir == "",
 		names:     map[string]int{},
 	}
@@ -301,14 +306,18 @@ type launch struct {
 	name      string // "" means program
 	program   string
 	args, env []string
+	isolated  bool // in namespaces of its own: see ProgramOptions
 	ready     func(context.Context) error
 }
 
 // launch starts a program, to be stopped by Stop, and returns when it is ready.
 func (c *Cluster) launch(ctx context.Context, l launch) (*process, error) {
-	path, err := c.Binary(l.program)
-	if err != nil {
-		return nil, err
+	path := l.program
+	if !filepath.IsAbs(path) {
+		var err error
+		if path, err = c.Binary(l.program); err != nil {
+			return nil, err
+		}
 	}
 	if l.name == "" {
 		l.name = l.program
@@ -322,7 +331,7 @@ func (c *Cluster) launch(ctx context.Context, l launch) (*process, error) {
 		c.mu.Unlock()
 		return nil, ErrStopped
 	}
-	p, err := c.keeper.run(c.Logs, l.name, path, l.args, c.environment(l.env...), c.onDeath)
+	p, err := c.keeper.run(c.Logs, l, path, c.environment(l.env...), c.onDeath)
 	if err == nil {
 		c.processes = append(c.processes, p)
 	}

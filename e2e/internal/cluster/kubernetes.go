@@ -6,6 +6,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,6 +21,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/keyutil"
 )
+
+// ServiceNetwork is where Services get their addresses. The first is Service kubernetes'.
+const ServiceNetwork = "10.96.0.0/16"
 
 // APIServer is one of the cluster's API servers.
 type APIServer struct {
@@ -64,7 +68,7 @@ func (c *Cluster) path(elem ...string) string {
 // serving pair and the key that signs ServiceAccount tokens (which all API servers must
 // share).
 func (c *Cluster) writePKI() error {
-	serving, err := c.ca.server(time.Now())
+	serving, err := c.ca.server(time.Now(), c.host())
 	if err != nil {
 		return err
 	}
@@ -80,6 +84,29 @@ func (c *Cluster) writePKI() error {
 		}
 	}
 	return nil
+}
+
+// writePair writes a client certificate and its key beside the CA's, and returns their path without .crt and .key.
+func (c *Cluster) writePair(file, user string, groups ...string) (path string, err error) {
+	client, err := c.ca.client(user, groups, time.Now())
+	if err != nil {
+		return "", err
+	}
+	path = c.path("pki", file)
+	for name, data := range map[string][]byte{path + ".crt": client.cert, path + ".key": client.key} {
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			return "", fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return path, nil
+}
+
+// host is where others reach API servers and the Collector.
+func (c *Cluster) host() string {
+	if c.address == "" {
+		return "127.0.0.1"
+	}
+	return c.address
 }
 
 func (c *Cluster) startEtcd(ctx context.Context) error {
@@ -189,7 +216,11 @@ func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	s := &APIServer{Name: c.uniqueName("kube-apiserver"), URL: "https://" + loopback(ports[0])}
+	s := &APIServer{Name: c.uniqueName("kube-apiserver")}
+	if c.address != "" && s.Name == "kube-apiserver" {
+		ports[0] = 6443 // which the shipped NetworkPolicies let through
+	}
+	s.URL = "https://" + net.JoinHostPort(c.host(), strconv.Itoa(ports[0]))
 	dir := c.path("apiserver", s.Name)
 	s.AuditLog = filepath.Join(dir, "audit.log")
 	s.Kubeconfig = filepath.Join(dir, "kubeconfig")
@@ -221,7 +252,8 @@ func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*
 	}
 	args := []string{
 		"--etcd-servers=" + o.EtcdURL,
-		"--bind-address=127.0.0.1",
+		"--bind-address=" + c.host(),
+		"--advertise-address=" + c.host(),
 		"--secure-port=" + strconv.Itoa(ports[0]),
 		"--tls-cert-file=" + c.path("pki", "serving.crt"),
 		"--tls-private-key-file=" + c.path("pki", "serving.key"),
@@ -230,18 +262,29 @@ func (c *Cluster) StartAPIServerWith(ctx context.Context, o APIServerOptions) (*
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + c.path("pki", "serviceaccounts.key"),
 		"--service-account-signing-key-file=" + c.path("pki", "serviceaccounts.key"),
-		"--service-cluster-ip-range=10.96.0.0/16",
-		// A loopback address must not be in the endpoints of Service
-		// default/kubernetes; the reconciler would try every ten seconds and
-		// complain. No pod runs here that could miss them.
-		"--advertise-address=127.0.0.1",
-		"--endpoint-reconciler-type=none",
+		"--service-cluster-ip-range=" + ServiceNetwork,
 		"--audit-policy-file=" + filepath.Join(dir, "audit-policy.yaml"),
 		"--audit-log-path=" + s.AuditLog,
 		"--audit-log-maxsize=0", // no rotation: AuditEvents reads one file
 		// No --enable-aggregator-routing: with it the API server refuses Services of
 		// type ExternalName, and one of these is how it finds the webhook on this
 		// host under its in-cluster name.
+	}
+	if c.address == "" {
+		// A loopback address must not be in the endpoints of Service
+		// default/kubernetes; the reconciler would try every ten seconds and
+		// complain. No pod runs here that could miss them.
+		args = append(args, "--endpoint-reconciler-type=none")
+	} else {
+		kubelets, err := c.writePair("kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
+		if err != nil {
+			return nil, err
+		}
+		args = append(args,
+			"--enable-admission-plugins=NodeRestriction",
+			"--kubelet-client-certificate="+kubelets+".crt",
+			"--kubelet-client-key="+kubelets+".key",
+			"--kubelet-preferred-address-types=InternalIP")
 	}
 	if !c.noTraces && !c.untraced {
 		args = append(args, "--tracing-config-file="+filepath.Join(dir, "tracing.yaml"))

@@ -200,7 +200,7 @@ func TestStopTellsOfAProcessThatDiedOnTheWay(t *testing.T) {
 	defer keeper.close()
 	var heard error
 	told := make(chan struct{})
-	p, err := keeper.run(t.TempDir(), "sleep", "/bin/sleep", []string{"60"}, nil, func(err error) { heard = err; close(told) })
+	p, err := keeper.run(t.TempDir(), launch{name: "sleep", args: []string{"60"}}, "/bin/sleep", nil, func(err error) { heard = err; close(told) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestStopTellsOfAProcessThatDiedOnTheWay(t *testing.T) {
 func TestAProcessThatIgnoresTheSignalIsKilled(t *testing.T) {
 	keeper := newKeeper()
 	defer keeper.close()
-	p, err := keeper.run(t.TempDir(), "deaf", "/bin/sh", []string{"-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"}, nil, nil)
+	p, err := keeper.run(t.TempDir(), launch{name: "deaf", args: []string{"-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"}}, "/bin/sh", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

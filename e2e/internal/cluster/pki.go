@@ -50,10 +50,10 @@ func newAuthority(now time.Time) (*authority, error) {
 }
 
 // server issues what every API server of the cluster shows: all of them are on
-// loopback, and from inside a cluster they are called kubernetes.default.svc.
-func (a *authority) server(now time.Time) (pair, error) {
+// one host, and from inside a cluster they are called kubernetes.default.svc.
+func (a *authority) server(now time.Time, host string) (pair, error) {
 	template := serverTemplate("kube-apiserver", "localhost", "kubernetes.default.svc")
-	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(host), net.IPv4(10, 96, 0, 1)}
 	return a.issue(template, now)
 }
 

@@ -86,7 +86,10 @@ func newKeeper() *keeper {
 // in a terminal goes to the whole foreground group, and would end etcd before the API
 // server that needs it, long before Stop gets to put things in order.
 func (k *keeper) start(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	dieWithParent(cmd.SysProcAttr)
 	result := make(chan error, 1)
 	select {
@@ -107,23 +110,26 @@ type process struct {
 	patience time.Duration // how long stop waits before it kills
 }
 
-// run starts the program called name with its output appended to <logs>/<name>.log.
+// run starts a program from path with its output appended to <logs>/<name>.log.
 // onDeath (may be nil) is called, once, if the process ends without having been asked
 // to.
-func (k *keeper) run(logs, name, path string, args, env []string, onDeath func(error)) (*process, error) {
-	p := &process{name: name, logPath: filepath.Join(logs, name+".log"), exited: make(chan struct{}), patience: stopWithin}
+func (k *keeper) run(logs string, l launch, path string, env []string, onDeath func(error)) (*process, error) {
+	p := &process{name: l.name, logPath: filepath.Join(logs, l.name+".log"), exited: make(chan struct{}), patience: stopWithin}
 	// Appended, so that a process started again under the same name does not wipe out
 	// what came before.
 	log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open log of %s: %w", name, err)
+		return nil, fmt.Errorf("open log of %s: %w", l.name, err)
 	}
 	defer log.Close() // the child has its own descriptor
-	p.cmd = exec.Command(path, args...)
+	p.cmd = exec.Command(path, l.args...)
 	p.cmd.Env = env
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if l.isolated {
+		p.cmd.SysProcAttr = isolated()
+	}
 	if err := k.start(p.cmd); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", l.name, err)
 	}
 	go func() {
 		_ = p.cmd.Wait() // the state says it all

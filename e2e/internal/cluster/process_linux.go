@@ -7,3 +7,9 @@ import "syscall"
 // is no gap between fork and this: os/exec looks, after setting it, whether the parent
 // is still there.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
+
+// isolated gives a process network, mount and PID namespaces of its own. It is the first of
+// its PID namespace, so the kernel ends all others there with it.
+func isolated() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
+}

@@ -10,9 +10,12 @@ import (
 
 // ProgramOptions say what to run.
 type ProgramOptions struct {
-	Program   string // file name in bin or $KUBEBUILDER_ASSETS
+	Program   string // file name in bin or $KUBEBUILDER_ASSETS, or an absolute path
 	Name      string // of the log file; "": Program
 	Args, Env []string
+	// Isolated starts it in network, mount and PID namespaces of its own, as the first
+	// process there. Linux only, and for root.
+	Isolated bool
 	// Ready is asked until it has no complaint. Nil: nobody waits.
 	Ready func(context.Context) error
 }
@@ -32,7 +35,7 @@ func (c *Cluster) StartProgram(ctx context.Context, o ProgramOptions) (*Program,
 	if o.Ready == nil {
 		o.Ready = func(context.Context) error { return nil }
 	}
-	p := &Program{cluster: c, launch: launch{name: o.Name, program: o.Program, args: o.Args, env: o.Env, ready: o.Ready}}
+	p := &Program{cluster: c, launch: launch{name: o.Name, program: o.Program, args: o.Args, env: o.Env, isolated: o.Isolated, ready: o.Ready}}
 	return p, p.Restart(ctx)
 }
 
@@ -52,6 +55,14 @@ func (p *Program) Stop() (exitCode int, err error) {
 	err = p.process.stop()
 	return p.process.cmd.ProcessState.ExitCode(), err
 }
+
+// Await asks probe until it has no complaint, and gives up when the program ends.
+func (p *Program) Await(ctx context.Context, probe func(context.Context) error) error {
+	return p.process.waitReady(ctx, probe)
+}
+
+// PID is the number of its process.
+func (p *Program) PID() int { return p.process.cmd.Process.Pid }
 
 // Kill is kill -9. An error means that the process had ended before.
 func (p *Program) Kill() error { return p.process.kill() }

@@ -63,6 +63,9 @@ func (c *Cluster) startCollector(ctx context.Context) error {
 		return err
 	}
 	grpc, http, zpages, metrics := loopback(ports[0]), loopback(ports[1]), loopback(ports[2]), ports[3]
+	if c.address != "" {
+		grpc, http = c.address+":4317", c.address+":4318"
+	}
 	_, err = c.launch(ctx, launch{
 		program: "otelcol",
 		args:    []string{"--config=" + filepath.Join(root, "deploy", "components", "collector", "config.yaml")},

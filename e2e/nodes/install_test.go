@@ -1,0 +1,257 @@
+//go:build linux
+
+package nodes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/e2e/internal/node"
+	"github.com/tracehook/tracehook/e2e/internal/story"
+	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+)
+
+// stamp is the annotation that tracehook leaves on what it was called for.
+const stamp = "tracehook.dev/traceparent"
+
+func TestOneFileInstallsEverything(t *testing.T) {
+	collectorOnHost(t)
+	t.Cleanup(func() { uninstall(t) })
+	begin := time.Now()
+	kubectl(t, "apply", "-f", filepath.Join(shared.root, "deploy", "install.yaml"))
+	applied := time.Since(begin)
+	firstStamp(t)
+	t.Logf("from apply to the first stamped object: %.1fs, %.1fs of it kubectl's", time.Since(begin).Seconds(), applied.Seconds())
+	rolledOut(t, "tracehook", "tracehook-authority")
+	t.Logf("all replicas Ready after %.1fs", time.Since(begin).Seconds())
+
+	if on := nodesOf(t, "app.kubernetes.io/name=tracehook"); len(on) != 2 || on[0] == on[1] {
+		t.Errorf("the replicas are on %v, want one on each node", on)
+	}
+	proven(t)
+	audited(t)
+	id := traced(t, "create", "deployment", "installed", "--image="+workloadImage)
+	t.Cleanup(func() { kubectl(t, "delete", "deployment/installed", "--grace-period=1") })
+	kubectl(t, "rollout", "status", "deployment/installed", "--timeout=60s")
+	stamps := kubectl(t, "get", "deployments,replicasets,pods", "-l", "app=installed", "-o", `jsonpath={range .items[*]}{.kind} {.metadata.annotations.tracehook\.dev/traceparent}{"\n"}{end}`)
+	if strings.Count(stamps, id) != 3 {
+		t.Errorf("the Deployment, its ReplicaSet and its Pod are stamped\n%swant trace %s on all", stamps, id)
+	}
+	spansOfPods(t, id)
+	well(t)
+}
+
+// collectorOnHost puts the run's Collector, which is a process beside the API server, behind the Service that the
+// manifests name. So the spans of all come to one store.
+func collectorOnHost(t *testing.T) {
+	t.Helper()
+	apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: tracehook-system}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: otel-collector, namespace: tracehook-system}
+spec: {ports: [{name: otlp-grpc, port: 4317}, {name: otlp-http, port: 4318}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: otel-collector-host, namespace: tracehook-system, labels: {kubernetes.io/service-name: otel-collector}}
+addressType: IPv4
+ports: [{name: otlp-grpc, port: 4317}, {name: otlp-http, port: 4318}]
+endpoints: [{addresses: [%s]}]
+`, node.HostAddress))
+}
+
+// uninstall removes everything of tracehook, without the patience that its Pods would have with callers.
+func uninstall(t *testing.T) {
+	t.Helper()
+	kubectl(t, "-n", namespace, "delete", "deployments,cronjobs,jobs", "--all", "--cascade=foreground", "--wait=false")
+	kubectl(t, "-n", namespace, "delete", "pods", "--all", "--grace-period=1", "--wait=false")
+	kubectl(t, "delete", "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings",
+		"-l", "app.kubernetes.io/part-of=tracehook", "--wait=false")
+	kubectl(t, "delete", "roles,rolebindings", "-A", "-l", "app.kubernetes.io/part-of=tracehook", "--wait=false")
+	kubectl(t, "delete", "namespace", namespace, "--timeout=50s")
+}
+
+// firstStamp returns when an object comes back stamped.
+func firstStamp(t *testing.T) {
+	t.Helper()
+	eventually(t, time.Minute, 20*time.Millisecond, func(ctx context.Context) error {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "first-"},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "workload", Image: workloadImage}}},
+		}
+		created, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err == nil && created.Annotations[stamp] == "" {
+			err = errors.New("a Pod comes back without a stamp")
+		}
+		return err
+	})
+}
+
+func rolledOut(t *testing.T, deployments ...string) {
+	t.Helper()
+	for _, name := range deployments {
+		kubectl(t, "-n", namespace, "rollout", "status", "deployment/"+name, "--timeout=50s")
+	}
+}
+
+// nodesOf are the nodes of the Pods in tracehook's namespace that are not about to end.
+func nodesOf(t *testing.T, selector string) (nodes []string) {
+	t.Helper()
+	for _, pod := range pods(t, selector) {
+		nodes = append(nodes, pod.Spec.NodeName)
+	}
+	slices.Sort(nodes)
+	return nodes
+}
+
+func pods(t *testing.T, selector string) (pods []corev1.Pod) {
+	t.Helper()
+	list, err := shared.clients.CoreV1().Pods(namespace).List(story.Within(t, 10*time.Second), metav1.ListOptions{LabelSelector: selector})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pod := range list.Items {
+		if pod.DeletionTimestamp == nil {
+			pods = append(pods, pod)
+		}
+	}
+	return pods
+}
+
+// proven returns when the authority says that the API server is known to trust the CA.
+func proven(t *testing.T) {
+	t.Helper()
+	ctx := story.Within(t, time.Minute)
+	var last certs.Status
+	if err := certs.WatchStatus(ctx, shared.clients, namespace, certs.DefaultServingSecret, func(s certs.Status) bool {
+		last = s
+		return !(s.Settled && s.Proof != nil && s.Proof.Certainty == certs.Proven)
+	}); err != nil || ctx.Err() != nil {
+		t.Fatalf("no settled proof: %v, %v, the last status is %+v", err, ctx.Err(), last)
+	}
+	if !slices.Contains(last.Proof.Servers, node.HostAddress+":6443") {
+		t.Errorf("proven at %v, want the API server at %s:6443", last.Proof.Servers, node.HostAddress)
+	}
+}
+
+// audited dials every replica as the API server does.
+func audited(t *testing.T) {
+	t.Helper()
+	if out, err := tracehook(t, "certs", "audit", "--fail-on=warning"); err != nil {
+		t.Errorf("tracehook certs audit: %v\n%s", err, out)
+	}
+}
+
+// tracehook runs the built program as a member of system:masters.
+func tracehook(t *testing.T, args ...string) (output string, err error) {
+	t.Helper()
+	program, err := shared.Binary("tracehook")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(story.Within(t, time.Minute), program, args...)
+	cmd.Env = append(append(os.Environ(), shared.Env()...), "KUBECONFIG="+shared.Kubeconfig)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+var traceID = regexp.MustCompile(`(?m)^trace id: ([0-9a-f]{32})$`)
+
+// traced runs kubectl under `tracehook trace`.
+func traced(t *testing.T, args ...string) (id string) {
+	t.Helper()
+	program, err := shared.Binary("kubectl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := tracehook(t, append([]string{"trace", "--", program}, args...)...)
+	match := traceID.FindStringSubmatch(out)
+	if err != nil || match == nil {
+		t.Fatalf("tracehook trace -- kubectl %v: %v\n%s", args, err, out)
+	}
+	return match[1]
+}
+
+// spansOfPods wants tracehook's spans in the trace, each with the resource attributes of a Pod that is there.
+func spansOfPods(t *testing.T, id string) {
+	t.Helper()
+	running := map[string]corev1.Pod{}
+	for _, pod := range pods(t, "app.kubernetes.io/name=tracehook") {
+		running[pod.Name] = pod
+	}
+	client := tracestore.Client{BaseURL: shared.JaegerURL}
+	trace, err := client.Wait(story.Within(t, 30*time.Second), id, func(trace tracestore.Trace) error {
+		if !slices.ContainsFunc(trace.Spans, func(s tracestore.Span) bool { return s.Service == "tracehook" }) {
+			return errors.New("no span of tracehook")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, span := range trace.Spans {
+		if span.Service != "tracehook" {
+			continue
+		}
+		pod, found := running[fmt.Sprint(span.Resource["k8s.pod.name"])]
+		if !found {
+			t.Errorf("span %q is of Pod %v, want one of %d that run", span.Name, span.Resource["k8s.pod.name"], len(running))
+			continue
+		}
+		for key, want := range map[string]string{
+			"k8s.pod.uid": string(pod.UID), "k8s.node.name": pod.Spec.NodeName, "k8s.namespace.name": namespace,
+			"k8s.deployment.name": "tracehook", "k8s.container.name": "tracehook",
+		} {
+			if got := fmt.Sprint(span.Resource[key]); got != want {
+				t.Errorf("span %q has %s=%s, want %s", span.Name, key, got, want)
+			}
+		}
+	}
+}
+
+// well wants no record at WARN or above of any Pod of tracehook's, and no Warning event about them.
+func well(t *testing.T) {
+	t.Helper()
+	for _, pod := range pods(t, "app.kubernetes.io/part-of=tracehook") {
+		log := kubectl(t, "-n", namespace, "logs", pod.Name, "--all-containers")
+		if !strings.Contains(log, `"level":"INFO"`) {
+			t.Errorf("%s says nothing that can be read as a log:\n%s", pod.Name, log)
+		}
+		for line := range strings.Lines(log) {
+			if !strings.Contains(line, `"level":"INFO"`) {
+				t.Errorf("%s: %s", pod.Name, line)
+			}
+		}
+		for _, status := range pod.Status.ContainerStatuses {
+			if status.RestartCount > 0 {
+				t.Errorf("%s was restarted %d times", pod.Name, status.RestartCount)
+			}
+		}
+	}
+	events, err := shared.clients.CoreV1().Events(namespace).List(story.Within(t, 10*time.Second), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range events.Items {
+		if event.Type == corev1.EventTypeWarning {
+			t.Errorf("event %s about %s: %s (%d times)", event.Reason, event.InvolvedObject.Name, event.Message, event.Count)
+		}
+	}
+}

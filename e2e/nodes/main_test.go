@@ -1,0 +1,182 @@
+//go:build linux
+
+// Package nodes tests tracehook as its users run it: an image, in Pods, on real nodes. One story a file.
+package nodes
+
+import (
+	"archive/tar"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/tracehook/tracehook/e2e/internal/cluster"
+	"github.com/tracehook/tracehook/e2e/internal/node"
+	"github.com/tracehook/tracehook/e2e/internal/story"
+)
+
+const namespace = "tracehook-system"
+
+// shared is the cluster of all tests: a control plane with two nodes, and the images on them.
+var shared struct {
+	*cluster.Cluster
+	clients *kubernetes.Clientset
+	nodes   []*node.Node
+	root    string // of the repository
+	dir     string // of the run
+}
+
+func TestMain(m *testing.M) {
+	var err error
+	if shared.root, err = filepath.Abs("../.."); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(node.Main(node.Options{
+		Prepare: buildImages,
+		Run: func(dir string) int {
+			shared.dir = dir
+			return story.Run(m, cluster.Options{Controllers: true, Dir: filepath.Join(dir, "cluster"), Address: node.HostAddress}, prepare)
+		},
+	}))
+}
+
+// The images, and what they are called on the nodes.
+const (
+	tracehookImage = "ghcr.io/tracehook/tracehook"
+	workloadImage  = "localhost/workload:test"
+)
+
+func buildImages(dir string) error {
+	release, err := released()
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := buildImage(dir, "tracehook.tar", shared.root, "cmd/tracehook", tracehookImage, release); err != nil {
+		return err
+	}
+	previous, err := lastCommit(dir)
+	if err != nil {
+		return err
+	}
+	if err := buildImage(dir, "previous.tar", previous, "cmd/tracehook", tracehookImage, "previous"); err != nil {
+		return err
+	}
+	if err := buildImage(dir, "workload.tar", shared.root, "e2e/workload", "localhost/workload", "test"); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "%-24s ready after %.1fs\n", "images", time.Since(begin).Seconds())
+	return nil
+}
+
+// released is the tag that the manifests name.
+func released() (string, error) {
+	path := filepath.Join(shared.root, "deploy", "components", "release", "kustomization.yaml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("find the release: %w", err)
+	}
+	_, rest, found := strings.Cut(string(text), "newTag: ")
+	tag, _, _ := strings.Cut(rest, "\n")
+	if !found || tag == "" {
+		return "", fmt.Errorf("find the release: no newTag in %s", path)
+	}
+	return tag, nil
+}
+
+// lastCommit is the source as it was committed before what is tested here.
+func lastCommit(dir string) (source string, err error) {
+	source = filepath.Join(dir, "previous")
+	script := `commit=HEAD; if [ -z "$(git status --porcelain)" ]; then commit=HEAD~1; fi; mkdir -p "$1" && git archive "$commit" | tar -x -C "$1"`
+	cmd := exec.Command("bash", "-o", "pipefail", "-c", script, "lastCommit", source)
+	cmd.Dir = shared.root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("take the last commit's source: %w: %s", err, out)
+	}
+	return source, nil
+}
+
+// buildImage does what `make image` does, for this machine's processor alone, and packs the layout into a tar.
+func buildImage(dir, file, source, program, name, tag string) error {
+	layout := filepath.Join(dir, "layout", file)
+	cmd := exec.Command("go", "-C", filepath.Join(shared.root, ".ci", "image"), "run", ".", "-source", source, "-version", tag,
+		"-program", program, "-name", name, "-platforms", "linux/"+runtime.GOARCH, "-layout", layout)
+	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=0", "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build image %s: %w: %s", name, err, out)
+	}
+	archive, err := os.Create(filepath.Join(dir, file))
+	if err != nil {
+		return fmt.Errorf("pack image %s: %w", name, err)
+	}
+	defer archive.Close()
+	w := tar.NewWriter(archive)
+	if err := w.AddFS(os.DirFS(layout)); err != nil {
+		return fmt.Errorf("pack image %s: %w", name, err)
+	}
+	if err := w.Close(); err != nil {
+		return fmt.Errorf("pack image %s: %w", name, err)
+	}
+	return nil
+}
+
+func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
+	shared.Cluster = c
+	if shared.clients, err = kubernetes.NewForConfig(c.RESTConfig); err != nil {
+		return err
+	}
+	if err := node.ServeDNS(c); err != nil {
+		return err
+	}
+	begin := time.Now()
+	shared.nodes, err = node.StartAll(ctx, c, 2, node.NodeOptions{
+		Dir:    shared.dir,
+		Images: []string{filepath.Join(shared.dir, "workload.tar"), filepath.Join(shared.dir, "tracehook.tar"), filepath.Join(shared.dir, "previous.tar")},
+		Pause:  workloadImage,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "%-24s ready after %.1fs\n", "nodes", time.Since(begin).Seconds())
+	return nil
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	return story.Kubectl(t, shared.Cluster, args...)
+}
+
+// apply applies manifests.
+func apply(t *testing.T, text string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "manifest.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, "apply", "-f", file)
+}
+
+// eventually asks until there is no complaint, and fails with the last one.
+func eventually(t *testing.T, limit, every time.Duration, ask func(context.Context) error) {
+	t.Helper()
+	ctx := story.Within(t, limit)
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("after %s: %v", limit, err)
+		case <-time.After(every):
+		}
+	}
+}

@@ -1,0 +1,134 @@
+//go:build linux
+
+package nodes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tracehook/tracehook/e2e/internal/story"
+)
+
+func TestEveryWayToACertificateWorksAsPods(t *testing.T) {
+	for _, way := range []struct {
+		overlay     string
+		deployments []string
+		// bring is what the user brings after the manifests. Nil: nothing.
+		bring func(*testing.T)
+	}{
+		{"overlays/managed", []string{"tracehook"}, nil},
+		{"overlays/split", []string{"tracehook", "tracehook-authority"}, nil},
+		{"overlays/files", []string{"tracehook"}, bringSecret},
+		{"overlays/cert-manager", []string{"tracehook"}, bringSecret}, // the form of the Secret is the same; who writes it is not here
+	} {
+		t.Run(way.overlay, func(t *testing.T) {
+			begin := time.Now()
+			render(t, way.overlay)
+			if way.bring != nil {
+				way.bring(t)
+			}
+			firstStamp(t)
+			t.Logf("from apply to the first stamped object: %.1fs", time.Since(begin).Seconds())
+			rolledOut(t, way.deployments...)
+			t.Logf("all replicas Ready after %.1fs", time.Since(begin).Seconds())
+			if way.bring == nil {
+				proven(t)
+				well(t)
+			}
+			audited(t)
+		})
+	}
+}
+
+// install applies an overlay with components, and returns when all runs.
+func install(t *testing.T, overlay string, components ...string) {
+	t.Helper()
+	render(t, overlay, components...)
+	kubectl(t, "-n", namespace, "wait", "deployments", "--all", "--for=condition=Available", "--timeout=50s")
+	firstStamp(t)
+}
+
+// render applies an overlay with components. Objects of kinds that this cluster does not know are left out: those of
+// cert-manager and the Prometheus operator, whose parts others play here.
+func render(t *testing.T, overlay string, components ...string) {
+	t.Helper()
+	collectorOnHost(t)
+	t.Cleanup(func() { uninstall(t) })
+	dir, err := filepath.EvalSymlinks(filepath.Join(shared.Dir, "install"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	deploy, err := filepath.Rel(dir, filepath.Join(shared.root, "deploy")) // kustomize takes no other
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [%s/%s]\ncomponents:\n", deploy, overlay)
+	for _, component := range components {
+		text += fmt.Sprintf("- %s/%s\n", deploy, component)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var known []string
+	for object := range strings.SplitSeq(kubectl(t, "kustomize", dir), "\n---\n") {
+		if !strings.Contains(object, "apiVersion: cert-manager.io/") && !strings.Contains(object, "apiVersion: monitoring.coreos.com/") {
+			known = append(known, object)
+		}
+	}
+	apply(t, strings.Join(known, "\n---\n"))
+}
+
+// bringSecret issues a pair with our own tool, as a user with a PKI of their own does, and publishes its CA.
+func bringSecret(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := tracehook(t, "certs", "issue", "--service", namespace+"/tracehook", "--out", dir); err != nil {
+		t.Fatalf("tracehook certs issue: %v\n%s", err, out)
+	}
+	kubectl(t, "-n", namespace, "create", "secret", "tls", "tracehook-certs", "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
+	bundle, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.WriteCABundle(story.Within(t, time.Minute), bundle); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheAuditRunsAsAJob(t *testing.T) {
+	install(t, "overlays/split", "components/audit")
+	kubectl(t, "-n", namespace, "create", "job", "now", "--from=cronjob/tracehook-audit")
+	kubectl(t, "-n", namespace, "wait", "job/now", "--for=condition=Complete", "--timeout=50s")
+	if log := kubectl(t, "-n", namespace, "logs", "job/now"); !strings.Contains(log, "tracehook") {
+		t.Errorf("the audit says\n%s", log)
+	}
+}
+
+func TestReplicasThatAskForClientCertificatesCountThoseWithout(t *testing.T) {
+	render(t, "overlays/split", "components/mtls")
+	dir := t.TempDir()
+	if out, err := tracehook(t, "certs", "issue", "--service", namespace+"/anything", "--out", dir); err != nil {
+		t.Fatalf("tracehook certs issue: %v\n%s", err, out)
+	}
+	kubectl(t, "-n", namespace, "create", "configmap", "tracehook-client-ca", "--from-file="+filepath.Join(dir, "ca.crt"))
+	rolledOut(t, "tracehook", "tracehook-authority")
+	firstStamp(t) // observed, not enforced
+	client := shared.clients.CoreV1().Pods(namespace)
+	eventually(t, 10*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
+		for _, pod := range pods(t, "app.kubernetes.io/name=tracehook") {
+			log, err := client.GetLogs(pod.Name, &corev1.PodLogOptions{}).DoRaw(ctx)
+			if err == nil && strings.Contains(string(log), `"result":"no_certificate"`) {
+				return nil
+			}
+		}
+		return errors.New("no replica says that the API server shows no certificate")
+	})
+}
