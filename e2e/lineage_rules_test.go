@@ -7,9 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 

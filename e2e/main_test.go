@@ -15,10 +15,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/version"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 

@@ -16,9 +16,9 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 )
 
 // One byte that is not UTF-8 loses a batch of spans, and so does one of more than 4 MiB. Whatever

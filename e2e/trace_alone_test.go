@@ -26,9 +26,9 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/tracehook/tracehook/e2e/internal/report"
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
 )
 
 // services in the order of their colours, the same in terminal and page.

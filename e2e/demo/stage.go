@@ -14,10 +14,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
-	"github.com/tracehook/tracehook/e2e/internal/report"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 )
 
 type stage struct {

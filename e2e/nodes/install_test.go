@@ -19,9 +19,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/node"
 	"github.com/tracehook/tracehook/e2e/internal/story"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
 )
 
 // stamp is the annotation that tracehook leaves on what it was called for.

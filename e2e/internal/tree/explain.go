@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // explain fills m.missing. It stays empty only when the search gave up and

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/tracehook/tracehook/e2e/internal/report"
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // Match returns nil when every Want binds a span of its own, each in its place,

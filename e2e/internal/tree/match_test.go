@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 
@@ -254,7 +254,7 @@ func TestAHopelessSearchEndsSoon(t *testing.T) {
 
 func recorded(t *testing.T) tracestore.Trace {
 	t.Helper()
-	f, err := os.Open("../tracestore/testdata/configmap.json")
+	f, err := os.Open("../../../cmd/tracehook/tracestore/testdata/configmap.json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // Want describes one span. Fields at their zero value are not checked, and a

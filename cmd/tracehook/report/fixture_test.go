@@ -8,13 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
-var (
-	update      = flag.Bool("update", false, "write the golden files instead of comparing with them")
-	screenshots = flag.String("screenshots", "", "an existing `directory` for pictures of the page")
-)
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
 
 // demo is a report as the demo makes it: a request that worked, one whose
 // webhook could not be called, and the counters of both.

@@ -1,4 +1,5 @@
-package report
+// Package page opens the page of cmd/tracehook/report in a real Chromium and uses it as a reader does.
+package page
 
 import (
 	"context"
@@ -23,7 +24,8 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 func TestThePageShowsARowForEverySpan(t *testing.T) {
@@ -212,12 +214,12 @@ func TestHostileTextStaysText(t *testing.T) {
 	}
 	hostile.Spans[1].ID = image
 	hostile.ID = image
-	r := Report{
-		Title: script + image, Summary: script + image, Facts: []Fact{{script, image}},
-		Sections: []Section{{
+	r := report.Report{
+		Title: script + image, Summary: script + image, Facts: []report.Fact{{Name: script, Value: image}},
+		Sections: []report.Section{{
 			Heading: script + image, Text: script + image, Command: script, Output: image, Failed: true,
-			Facts: []Fact{{image, script}}, Trace: &hostile,
-			Counters: []Counter{{Name: script, Meaning: image}},
+			Facts: []report.Fact{{Name: image, Value: script}}, Trace: &hostile,
+			Counters: []report.Counter{{Name: script, Meaning: image}},
 		}},
 	}
 	p := open(t, r)
@@ -307,7 +309,7 @@ func TestHundredsOfSpansStayUsable(t *testing.T) {
 		spans = append(spans, fmt.Sprintf("s%d%s", i, parent))
 	}
 	many := made(strings.Join(spans, " "))
-	p := open(t, Report{Title: "Many", Sections: []Section{{Trace: &many}}})
+	p := open(t, report.Report{Title: "Many", Sections: []report.Section{{Trace: &many}}})
 	p.equal(`document.querySelectorAll(".row[data-span]").length`, 800)
 	p.equal(`document.scrollingElement.scrollWidth <= innerWidth`, true)
 	p.equal(`Math.max(...[...document.querySelectorAll(".row[data-span]")].map(r => r.getAttribute("aria-level"))) > 30`, true)
@@ -347,14 +349,14 @@ type pageUnderTest struct {
 
 // open writes the report to a file and opens it in headless Chromium. before
 // runs ahead of the page.
-func open(t *testing.T, r Report, before ...chromedp.Action[chromedp.Void]) *pageUnderTest {
+func open(t *testing.T, r report.Report, before ...chromedp.Action[chromedp.Void]) *pageUnderTest {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "trace.html")
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := HTML(f, r); err != nil {
+	if err := report.HTML(f, r); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // layout is a trace in the order in which it is drawn.

@@ -1,4 +1,5 @@
-package tracestore_test
+// Package show drives what a user sees of a trace: the store behind `tracehook trace` and `tracehook show`.
+package show
 
 import (
 	"context"
@@ -20,7 +21,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // What the OpenTelemetry SDK exports to a real Jaeger comes back unchanged.
@@ -73,12 +74,12 @@ func TestSpansComeBackFromARealJaeger(t *testing.T) {
 	spanID := func(s trace.Span) string { return s.SpanContext().SpanID().String() }
 	want := tracestore.Trace{ID: id, Spans: []tracestore.Span{
 		{
-			ID: spanID(root), Service: "front", Scope: "real_test", ScopeVersion: "1", Name: "order", Kind: tracestore.KindInternal,
+			ID: spanID(root), Service: "front", Scope: "store_test", ScopeVersion: "1", Name: "order", Kind: tracestore.KindInternal,
 			Start: start, Duration: 1500 * time.Microsecond, Attributes: none, Status: tracestore.StatusOK,
 			Resource: map[string]any{"host.name": "front.example"},
 		},
 		{
-			ID: spanID(call), ParentID: spanID(root), Service: "front", Scope: "real_test", ScopeVersion: "1", Name: "POST /pay", Kind: tracestore.KindClient,
+			ID: spanID(call), ParentID: spanID(root), Service: "front", Scope: "store_test", ScopeVersion: "1", Name: "POST /pay", Kind: tracestore.KindClient,
 			Start: start.Add(10 * time.Microsecond), Duration: 80 * time.Microsecond,
 			Attributes: map[string]any{"text": "a\nb", "flag": true, "large": int64(1 << 62), "ratio": 0.25, "list": `["x","y"]`},
 			Events:     []tracestore.Event{{Time: start.Add(30 * time.Microsecond), Name: "sent", Attributes: map[string]any{"bytes": int64(12)}}},
@@ -86,12 +87,12 @@ func TestSpansComeBackFromARealJaeger(t *testing.T) {
 			Resource:   map[string]any{"host.name": "front.example"},
 		},
 		{
-			ID: spanID(serve), ParentID: spanID(call), Service: "back", Scope: "real_test", ScopeVersion: "1", Name: "POST /pay", Kind: tracestore.KindServer,
+			ID: spanID(serve), ParentID: spanID(call), Service: "back", Scope: "store_test", ScopeVersion: "1", Name: "POST /pay", Kind: tracestore.KindServer,
 			Start: start.Add(50 * time.Microsecond), Duration: 20 * time.Microsecond, Attributes: none,
 			Status: tracestore.StatusError, StatusMessage: "no money", Resource: map[string]any{"host.name": "back.example"},
 		},
 		{
-			ID: spanID(orphan), ParentID: "0102030405060708", Service: "back", Scope: "real_test", ScopeVersion: "1", Name: "ship", Kind: tracestore.KindConsumer,
+			ID: spanID(orphan), ParentID: "0102030405060708", Service: "back", Scope: "store_test", ScopeVersion: "1", Name: "ship", Kind: tracestore.KindConsumer,
 			Start: start.Add(80 * time.Microsecond), Duration: 5 * time.Microsecond, Attributes: none,
 			Resource: map[string]any{"host.name": "back.example"},
 		},
@@ -131,7 +132,7 @@ func newService(ctx context.Context, t *testing.T, otlp, name string) trace.Trac
 			t.Errorf("shut %s down: %v", name, err)
 		}
 	})
-	return provider.Tracer("real_test", trace.WithInstrumentationVersion("1"))
+	return provider.Tracer("store_test", trace.WithInstrumentationVersion("1"))
 }
 
 type jaeger struct {
@@ -153,7 +154,7 @@ func (j jaeger) log() string {
 // and hard, for there is nothing in it to save.
 func startJaeger(t *testing.T) jaeger {
 	t.Helper()
-	bin := filepath.Join("..", "..", "..", "bin", "jaeger")
+	bin := filepath.Join("..", "..", "bin", "jaeger")
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("%v: `make controlplane` builds it", err)
 	}

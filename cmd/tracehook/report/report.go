@@ -13,7 +13,7 @@ package report
 import (
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // Report is everything there is to tell, in order.

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/text/width"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // TreeOptions say how Tree draws.

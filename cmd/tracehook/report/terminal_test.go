@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 func TestTheTreeShowsServiceSpanAndDurationInOrder(t *testing.T) {

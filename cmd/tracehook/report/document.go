@@ -39,7 +39,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 const schema = "tracehook.dev/report/v1"

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 func TestTheMarkdownReport(t *testing.T) {

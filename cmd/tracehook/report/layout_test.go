@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tracehook/tracehook/e2e/internal/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 func TestALayoutHasARowPerSpanInTreeOrder(t *testing.T) {

@@ -1,0 +1,83 @@
+package page
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+)
+
+var screenshots = flag.String("screenshots", "", "an existing `directory` for pictures of the page")
+
+// demo is a report as the demo makes it: a request that worked, one whose
+// webhook could not be called, and the counters of both.
+func demo(t testing.TB) report.Report {
+	worked, refused := recorded(t, "configmap"), recorded(t, "refused")
+	return report.Report{
+		Title:     "One kubectl create, one trace",
+		Summary:   "Every step of a request, from the client through the API server and the webhook to etcd, and what the API server counted meanwhile.",
+		Generated: time.Date(2026, 11, 22, 10, 34, 12, 0, time.UTC),
+		Facts:     []report.Fact{{Name: "Kubernetes", Value: "v1.36.3"}, {Name: "etcd", Value: "3.6.8"}, {Name: "tracehook", Value: "v0.1.0"}},
+		Sections: []report.Section{
+			{
+				Heading: "A ConfigMap",
+				Text:    "The API server calls the webhook after authorization and before storage.",
+				Command: "tracehook trace -- kubectl create configmap hello --from-literal=greeting=world",
+				Output:  "configmap/hello created",
+				Facts:   []report.Fact{{Name: "tracehook.dev/traceparent", Value: "00-0af7651916cd43dd8448eb211c80319c-b8707941719c7449-01"}},
+				Trace:   &worked,
+			},
+			{
+				Heading: "The same with a certificate without SAN",
+				Text: "The certificate names its host in the common name only, and the API server refuses it.\n\n" +
+					"The webhook fails open, so that the ConfigMap is stored all the same, without the annotation.",
+				Command: "tracehook trace -- kubectl create configmap hello-again",
+				Output:  `failed calling webhook "trace-context.tracehook.dev": tls: failed to verify certificate: x509: certificate relies on legacy Common Name field, use SANs instead`,
+				Failed:  true,
+				Facts:   []report.Fact{{Name: "missing-san.invalid-cert.webhook.admission.k8s.io/trace-context.tracehook.dev", Value: "tracehook.tracehook-system.svc"}},
+				Trace:   &refused,
+			},
+			{
+				Heading: "What the API server counted",
+				Counters: []report.Counter{
+					{Name: "apiserver_webhooks_x509_missing_san_total", Before: 0, After: 1, Meaning: "Calls to a webhook whose certificate has no subject alternative name."},
+					{Name: `apiserver_admission_webhook_request_total{name="trace-context.tracehook.dev"}`, Before: 4, After: 6},
+					{Name: "apiserver_admission_webhook_rejection_count", Before: 0, After: 0},
+				},
+			},
+		},
+	}
+}
+
+func recorded(t testing.TB, name string) tracestore.Trace {
+	t.Helper()
+	f, err := os.Open(filepath.Join("..", "..", "cmd", "tracehook", "tracestore", "testdata", name+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	trace, err := tracestore.Decode(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trace
+}
+
+// made builds a trace from "id<parent id<parent …". Each span starts a
+// millisecond after the one before and takes three; its name is its id.
+func made(spans string) tracestore.Trace {
+	trace := tracestore.Trace{ID: "0123456789abcdef0123456789abcdef"}
+	for i, text := range strings.Fields(spans) {
+		id, parent, _ := strings.Cut(text, "<")
+		trace.Spans = append(trace.Spans, tracestore.Span{
+			ID: id, ParentID: parent, Name: id, Service: "s",
+			Start: time.UnixMilli(1795000000000 + int64(i)).UTC(), Duration: 3 * time.Millisecond,
+		})
+	}
+	return trace
+}
