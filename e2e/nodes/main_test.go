@@ -4,13 +4,11 @@
 package nodes
 
 import (
-	"archive/tar"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -60,18 +58,19 @@ func buildImages(dir string) error {
 		return err
 	}
 	begin := time.Now()
-	if err := buildImage(dir, "tracehook.tar", shared.root, "cmd/tracehook", tracehookImage, release); err != nil {
-		return err
-	}
 	previous, err := lastCommit(dir)
 	if err != nil {
 		return err
 	}
-	if err := buildImage(dir, "previous.tar", previous, "cmd/tracehook", tracehookImage, "previous"); err != nil {
-		return err
-	}
-	if err := buildImage(dir, "workload.tar", shared.root, "e2e/workload", "localhost/workload", "test"); err != nil {
-		return err
+	for file, image := range map[string]node.Image{
+		"tracehook.tar": {Program: "cmd/tracehook", Name: tracehookImage, Tag: release},
+		"previous.tar":  {Program: "cmd/tracehook", Name: tracehookImage, Tag: "previous", Source: previous},
+		"workload.tar":  {Program: "e2e/workload", Name: "localhost/workload", Tag: "test"},
+	} {
+		image.Root = shared.root
+		if err := image.Build(filepath.Join(dir, file)); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(os.Stderr, "%-24s ready after %.1fs\n", "images", time.Since(begin).Seconds())
 	return nil
@@ -104,30 +103,6 @@ func lastCommit(dir string) (source string, err error) {
 	return source, nil
 }
 
-// buildImage does what `make image` does, for this machine's processor alone, and packs the layout into a tar.
-func buildImage(dir, file, source, program, name, tag string) error {
-	layout := filepath.Join(dir, "layout", file)
-	cmd := exec.Command("go", "-C", filepath.Join(shared.root, ".ci", "image"), "run", ".", "-source", source, "-version", tag,
-		"-program", program, "-name", name, "-platforms", "linux/"+runtime.GOARCH, "-layout", layout)
-	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=0", "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build image %s: %w: %s", name, err, out)
-	}
-	archive, err := os.Create(filepath.Join(dir, file))
-	if err != nil {
-		return fmt.Errorf("pack image %s: %w", name, err)
-	}
-	defer archive.Close()
-	w := tar.NewWriter(archive)
-	if err := w.AddFS(os.DirFS(layout)); err != nil {
-		return fmt.Errorf("pack image %s: %w", name, err)
-	}
-	if err := w.Close(); err != nil {
-		return fmt.Errorf("pack image %s: %w", name, err)
-	}
-	return nil
-}
-
 func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	shared.Cluster = c
 	if shared.clients, err = kubernetes.NewForConfig(c.RESTConfig); err != nil {
@@ -138,9 +113,10 @@ func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	}
 	begin := time.Now()
 	shared.nodes, err = node.StartAll(ctx, c, 2, node.NodeOptions{
-		Dir:    shared.dir,
-		Images: []string{filepath.Join(shared.dir, "workload.tar"), filepath.Join(shared.dir, "tracehook.tar"), filepath.Join(shared.dir, "previous.tar")},
-		Pause:  workloadImage,
+		Dir:     shared.dir,
+		Images:  []string{filepath.Join(shared.dir, "workload.tar"), filepath.Join(shared.dir, "tracehook.tar"), filepath.Join(shared.dir, "previous.tar")},
+		Pause:   workloadImage,
+		Tracing: filepath.Join(shared.root, "deploy", "nodes"),
 	})
 	if err != nil {
 		return err

@@ -30,8 +30,9 @@ type NodeOptions struct {
 	// the one among them that every Pod's sandbox is.
 	Images []string
 	Pause  string
-	// Traces has kubelet and containerd trace what they do.
-	Traces bool
+	// Tracing is the directory of the configurations that have kubelet and containerd trace
+	// what they do: deploy/nodes. "": they do not.
+	Tracing string
 }
 
 // Node is a running node.
@@ -158,22 +159,22 @@ func configure(c *cluster.Cluster, n *Node, o NodeOptions, state string) (path s
 		return "", err
 	}
 	in := func(name string) string { return filepath.Join(state, name) }
-	kubeletTracing, containerdSampler := "", "always_off"
-	if o.Traces {
-		kubeletTracing = fmt.Sprintf("tracing: {endpoint: %q, samplingRatePerMillion: 1000000}\n", c.CollectorGRPC)
-		containerdSampler = "parentbased_always_off"
-	}
 	files := map[string]string{
 		"cni/10-ptp.conflist": fmt.Sprintf(cniConfig, in("cni-ipam"), podNetwork(o.Number)),
 		"containerd.toml":     fmt.Sprintf(containerdConfig, in("root"), in("run"), in("containerd.sock"), in("ttrpc.sock"), o.Pause, in("bin"), in("cni")),
 		"kubelet.yaml": fmt.Sprintf(kubeletConfig, filepath.Base(o.Dir), n.Name, in("containerd.sock"), n.IP,
-			filepath.Join(c.Dir, "pki", "ca.crt"), HostAddress, in("manifests"), in("pod-logs"), in("volume-plugins")) + kubeletTracing,
+			filepath.Join(c.Dir, "pki", "ca.crt"), HostAddress, in("manifests"), in("pod-logs"), in("volume-plugins")),
 		"proxy.yaml": fmt.Sprintf(proxyConfig, proxy, n.Name, n.IP),
+	}
+	if o.Tracing != "" {
+		if files["kubelet.conf.d/tracing.conf"], cfg.Tracing, err = tracing(o.Tracing, n.Name, c.CollectorGRPC); err != nil {
+			return "", err
+		}
 	}
 	for name, text := range files {
 		err = errors.Join(err, os.MkdirAll(filepath.Dir(in(name)), 0o700), os.WriteFile(in(name), []byte(text), 0o600))
 	}
-	for _, dir := range []string{"manifests", "kubelet", "pod-logs", "volume-plugins", "sysctl", "bin"} {
+	for _, dir := range []string{"manifests", "kubelet", "kubelet.conf.d", "pod-logs", "volume-plugins", "sysctl", "bin"} {
 		err = errors.Join(err, os.MkdirAll(in(dir), 0o755))
 	}
 	// containerd looks for its shim, and for CNI plugins, by name.
@@ -184,15 +185,11 @@ func configure(c *cluster.Cluster, n *Node, o NodeOptions, state string) (path s
 		return "", fmt.Errorf("write configuration: %w", err)
 	}
 	cfg.Kubelet = []string{
-		"--config=" + in("kubelet.yaml"), "--kubeconfig=" + kubelet, "--root-dir=" + in("kubelet"), "--cert-dir=" + in("kubelet/pki"),
+		"--config=" + in("kubelet.yaml"), "--config-dir=" + in("kubelet.conf.d"), "--kubeconfig=" + kubelet, "--root-dir=" + in("kubelet"), "--cert-dir=" + in("kubelet/pki"),
 		"--hostname-override=" + n.Name, "--node-ip=" + n.IP, "--node-labels=topology.kubernetes.io/zone=zone" + strconv.Itoa(o.Number), "--v=2",
 	}
 	cfg.ProxyArgs = []string{"--config=" + in("proxy.yaml")}
 	cfg.Env = []string{"PATH=" + in("bin") + ":" + os.Getenv("PATH"), "HOME=" + state, "OTEL_BSP_SCHEDULE_DELAY=100"}
-	cfg.Tracing = []string{
-		"OTEL_TRACES_SAMPLER=" + containerdSampler, "OTEL_SERVICE_NAME=containerd", "OTEL_RESOURCE_ATTRIBUTES=k8s.node.name=" + n.Name,
-		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + c.CollectorGRPC, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
-	}
 	text, err := json.Marshal(cfg)
 	if err != nil {
 		return "", fmt.Errorf("write configuration: %w", err)
