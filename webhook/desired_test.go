@@ -7,6 +7,10 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tracehook/tracehook/webhook/cause"
 )
 
 func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
@@ -110,9 +114,14 @@ func without(t *testing.T, text []byte, leaveOut []string) any {
 func FuzzCausedAtIsOfItsTraceparentOrNothing(f *testing.F) {
 	f.Add(formatCausedAt(testNow, causeText, 7), causeText)
 	f.Add("2026-11-28T10:00:00,000Z 0000000000000000", "")
+	f.Add(formatCausedAt(testNow, causeText, 7), causeText+" ")
 	f.Fuzz(func(t *testing.T, text, traceparent string) {
 		c := Cause{Traceparent: traceparent}
 		c.readCausedAt(text)
+		object := &metav1.ObjectMeta{Annotations: map[string]string{cause.DefaultKey: traceparent, cause.CausedAtKey(cause.DefaultKey): text}}
+		if at := cause.At(object); c.SpanContext().IsValid() && !at.Equal(c.At) || !c.SpanContext().IsValid() && !at.IsZero() {
+			t.Fatalf("a reader of %q beside %q sees %s, the webhook %s", text, traceparent, at, c.At)
+		}
 		if !c.vouched {
 			if !c.At.IsZero() || c.place != 0 {
 				t.Fatalf("read half of %q: %+v", text, c)

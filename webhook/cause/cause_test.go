@@ -352,3 +352,37 @@ func FuzzNoAnnotationIsTooMuch(f *testing.F) {
 		}
 	})
 }
+
+func TestWhenACauseWasStoredIsKnownForItsOwnTraceparentOnly(t *testing.T) {
+	const written, sum = "2026-11-28T10:00:00.123Z", "b38a5129"
+	for name, test := range map[string]struct {
+		traceparent, causedAt string
+		want                  string
+	}{
+		"as the webhook writes it": {one, written + " SUMffffffff", "2026-11-28T10:00:00.123Z"},
+		"of another traceparent":   {nearer, written + " SUMffffffff", ""},
+		"no traceparent":           {"", written + " SUMffffffff", ""},
+		"a broken traceparent":     {"broken", written + " SUMffffffff", ""},
+		"no checksum":              {one, written, ""},
+		"a wrong checksum":         {one, written + " 0000000000000000", ""},
+		"no time":                  {one, "yesterday, in the morning SUMffffffff", ""},
+		"nothing":                  {one, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			annotations := map[string]string{cause.CausedAtKey(key): strings.ReplaceAll(test.causedAt, "SUM", sum)}
+			if test.traceparent != "" {
+				annotations[key] = test.traceparent
+			}
+			var got string
+			if at := cause.At(object(annotations)); !at.IsZero() {
+				got = at.Format("2006-01-02T15:04:05.000Z07:00")
+			}
+			if got != test.want {
+				t.Errorf("stored at %q, want %q", got, test.want)
+			}
+		})
+	}
+	if at := cause.At((*metav1.PartialObjectMetadata)(nil)); !at.IsZero() {
+		t.Errorf("an object that is gone was caused at %s", at)
+	}
+}
