@@ -85,6 +85,8 @@ type ServerOptions struct {
 	// MaxBytesInFlight are held of requests under way, headers and bodies. One more request that
 	// needs bytes is answered 503, and those that are slow to arrive are given up. Zero: limit.DefaultBytes.
 	MaxBytesInFlight int64
+	// HandshakeFailed is told of each TLS handshake that fails: with whom, and why. Nil: nobody is.
+	HandshakeFailed func(remote net.Addr, err error)
 	// Logger is told when connections had to be cut. Nil: silence.
 	Logger *slog.Logger
 	// MeterProvider counts connections and bytes. Nil: nobody does.
@@ -135,6 +137,10 @@ func NewServer(o ServerOptions) (*Server, error) {
 	if o.TLS != nil {
 		o.TLS(s.tls)
 	}
+	s.tls.NextProtos = []string{"http/1.1"}
+	if o.HTTP2 {
+		s.tls.NextProtos = []string{"h2", "http/1.1"}
+	}
 	if s.tls.GetCertificate == nil && s.tls.GetConfigForClient == nil && len(s.tls.Certificates) == 0 {
 		return nil, errors.New("the server has no GetCertificate")
 	}
@@ -142,7 +148,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 		return nil, err
 	}
 	s.connections = limit.NewConnections(limit.ConnectionsOptions{
-		Most: o.MaxConnections, Bytes: s.bytes, TLS: true,
+		Most: o.MaxConnections, Bytes: s.bytes, HandshakeFailed: o.HandshakeFailed,
 		FirstRequest: o.IdleTimeout, HeaderTimeout: HeaderTimeout, MaxHeaderBytes: MaxHeaderBytes,
 		Refused: s.refuse,
 	})
@@ -315,7 +321,7 @@ func (s *Server) Start(ctx context.Context) error {
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetHTTP2(s.options.HTTP2)
 	ended := make(chan error, 1)
-	go func() { ended <- server.ServeTLS(s.connections.Listen(listener), "", "") }()
+	go func() { ended <- server.Serve(s.connections.Listen(listener, s.tls)) }()
 	s.started.Store(true)
 
 	select {
@@ -328,6 +334,11 @@ func (s *Server) Start(ctx context.Context) error {
 	case err := <-ended:
 		return fmt.Errorf("serve admission calls on %s: %w", s.options.Address, err)
 	case <-time.After(s.options.ShutdownDelay):
+	}
+	_ = listener.Close()
+	select {
+	case <-ended: // what shook hands is served
+	case <-time.After(time.Second):
 	}
 	s.stop(server)
 	return nil

@@ -1,18 +1,18 @@
 package main
 
-// Handshakes that failed. In: what net/http writes to the standard logger, the only place where it tells of
-// them. Out: a counter by reason, and structured log records. Errors: none.
+// TLS handshakes that failed. In: with whom, and why. Out: a counter by reason, and log records. Errors: none.
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log"
+	"io"
 	"log/slog"
-	"slices"
+	"net"
+	"os"
 	"strings"
+	"syscall"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -35,99 +35,91 @@ func withReason(get getCertificate) getCertificate {
 	}
 }
 
-// handshakeReasons are tried in this order: the reason, and the words that net/http or crypto/tls have for it.
-// A Go client, an API server that is, says "bad certificate" whatever it has against ours.
-var handshakeReasons = []struct {
-	reason string
-	words  []string
-	hint   string
-}{
-	{"unknown_authority", []string{"remote error: tls: unknown certificate authority"},
-		"the caller does not trust the CA of our certificate: `tracehook certs audit` says why"},
-	{"bad_certificate", []string{"remote error: tls: bad certificate", "remote error: tls: expired certificate", "remote error: tls: unknown certificate", "remote error: tls: unsupported certificate", "remote error: tls: revoked certificate"},
-		"an API server refuses our certificate: `tracehook certs audit` says why"},
-	{"no_certificate", []string{errNoCertificate.Error()}, "/readyz says what is missing"},
-	{"timeout", []string{"i/o timeout", "deadline exceeded"}, ""},
-	{"protocol", []string{"tls: ", "HTTP request to an HTTPS server"}, ""},
-	{"eof", []string{"EOF", "connection reset by peer", "broken pipe", "use of closed"}, ""},
-	{"other", []string{""}, ""},
+// Why a handshake failed.
+const (
+	handshakeUnknownAuthority = "unknown_authority"
+	handshakeBadCertificate   = "bad_certificate"
+	handshakeNoCertificate    = "no_certificate"
+	handshakeTimeout          = "timeout"
+	handshakeProtocol         = "protocol"
+	handshakeEOF              = "eof"
+	handshakeOther            = "other"
+)
+
+// handshakeReasons are all of them, with what to do.
+var handshakeReasons = []struct{ reason, hint string }{
+	{handshakeUnknownAuthority, "the caller does not trust the CA of our certificate: `tracehook certs audit` says why"},
+	{handshakeBadCertificate, "an API server refuses our certificate: `tracehook certs audit` says why"},
+	{handshakeNoCertificate, "/readyz says what is missing"},
+	{handshakeTimeout, ""}, {handshakeProtocol, ""}, {handshakeEOF, ""}, {handshakeOther, ""},
 }
 
-// standardLog receives the lines of the standard logger.
-type standardLog struct {
+// handshakes counts and logs those that failed.
+type handshakes struct {
 	log     *slog.Logger
 	counter metric.Int64Counter
 	said    []limit.Records // by index of handshakeReasons
-	others  []limit.Records // by index of messageKinds
 }
 
-// messageKinds are how the other lines begin that callers can cause, so that many of one kind do not hide another.
-var messageKinds = []string{"http: panic serving", "http: Accept error", "http2: ", "http: ", ""}
-
-// takeStandardLog makes the standard logger of this process write to log, and counts failed handshakes. It is the
-// process's one such logger, so this is for main programs.
-func takeStandardLog(to *slog.Logger, provider metric.MeterProvider) error {
-	s, err := newStandardLog(to, provider)
-	if err != nil {
-		return err
-	}
-	log.SetFlags(0)
-	log.SetOutput(s)
-	return nil
-}
-
-func newStandardLog(to *slog.Logger, provider metric.MeterProvider) (*standardLog, error) {
+func newHandshakes(log *slog.Logger, provider metric.MeterProvider) (*handshakes, error) {
 	counter, err := provider.Meter(meterName).Int64Counter("tracehook.tls.handshake.failures",
 		metric.WithUnit("{handshake}"),
 		metric.WithDescription("TLS handshakes with this server that failed, by reason."))
 	if err != nil {
 		return nil, fmt.Errorf("create the counter of failed handshakes: %w", err)
 	}
-	s := &standardLog{log: to, counter: counter, said: make([]limit.Records, len(handshakeReasons)), others: make([]limit.Records, len(messageKinds))}
 	for _, r := range handshakeReasons {
 		counter.Add(context.Background(), 0, failedFor(r.reason)) // so that the first one is seen to rise
 	}
-	return s, nil
+	return &handshakes{log: log, counter: counter, said: make([]limit.Records, len(handshakeReasons))}, nil
 }
 
 func failedFor(reason string) metric.MeasurementOption {
 	return metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(reason)))
 }
 
-// Write takes one line. A failed handshake is logged once in half a minute for each reason, with the count of the
+// failed counts one. It is logged once in half a minute for each reason, with the count of the
 // others: anybody who reaches the port can make them fail.
-func (s *standardLog) Write(line []byte) (int, error) {
-	text := string(bytes.TrimSpace(line))
-	rest, ok := strings.CutPrefix(text, "http: TLS handshake error from ")
-	if !ok {
-		kind := slices.IndexFunc(messageKinds, func(begin string) bool { return strings.HasPrefix(text, begin) })
-		s.others[kind].Log(context.Background(), s.log, slog.LevelWarn, "message of the standard library", func() []slog.Attr {
-			return []slog.Attr{slog.String("text", text)}
-		})
-		return len(line), nil
-	}
-	remote, problem, _ := strings.Cut(rest, ": ")
-	i := handshakeReason(problem)
-	r := handshakeReasons[i]
-	s.counter.Add(context.Background(), 1, failedFor(r.reason))
-	s.said[i].Log(context.Background(), s.log, slog.LevelWarn, "TLS handshake failed", func() []slog.Attr {
-		attrs := []slog.Attr{slog.String("remote", remote), slog.String("error", problem)}
-		if r.hint != "" {
-			attrs = append(attrs, slog.String("hint", r.hint))
+func (h *handshakes) failed(remote net.Addr, err error) {
+	reason := handshakeReason(err)
+	h.counter.Add(context.Background(), 1, failedFor(reason))
+	for i, r := range handshakeReasons {
+		if r.reason != reason {
+			continue
 		}
-		return attrs
-	}, slog.String("reason", r.reason))
-	return len(line), nil
+		h.said[i].Log(context.Background(), h.log, slog.LevelWarn, "TLS handshake failed", func() []slog.Attr {
+			attrs := []slog.Attr{slog.String("remote", remote.String()), slog.Any("error", err)}
+			if r.hint != "" {
+				attrs = append(attrs, slog.String("hint", r.hint))
+			}
+			return attrs
+		}, slog.String("reason", reason))
+	}
 }
 
-// handshakeReason is the index of the first reason whose words are in problem.
-func handshakeReason(problem string) int {
-	for i, r := range handshakeReasons {
-		for _, words := range r.words {
-			if strings.Contains(problem, words) {
-				return i
-			}
+// handshakeReason is why a server's handshake failed. A Go client, an API server that is, says "bad certificate" whatever it
+// has against ours.
+func handshakeReason(err error) string {
+	var remote *net.OpError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errNoCertificate):
+		return handshakeNoCertificate
+	case errors.As(err, &remote) && remote.Op == "remote error": // an alert, whose type crypto/tls does not export
+		switch alert := remote.Err.Error(); {
+		case strings.HasSuffix(alert, "unknown certificate authority"):
+			return handshakeUnknownAuthority
+		case strings.HasSuffix(alert, "certificate"): // bad, expired, unknown, unsupported, revoked
+			return handshakeBadCertificate
 		}
+		return handshakeProtocol
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return handshakeTimeout
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return handshakeEOF
+	case strings.HasPrefix(err.Error(), "tls: "):
+		return handshakeProtocol
 	}
-	return len(handshakeReasons) - 1
+	return handshakeOther
 }

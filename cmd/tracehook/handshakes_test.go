@@ -11,36 +11,44 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+
+	"github.com/tracehook/tracehook/webhook/limit"
 )
 
-// The words of net/http and crypto/tls are no promise of theirs, so they are the real ones here: every failure really happens.
+// What crypto/tls says is no promise of its, so it is the real one here: every failure really happens.
 func TestFailedHandshakesAreCountedByReason(t *testing.T) {
 	var out lockedBuffer
 	reader := sdkmetric.NewManualReader()
-	lines, err := newStandardLog(slog.New(slog.NewJSONHandler(&out, nil)), sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
+	handshakes, err := newHandshakes(slog.New(slog.NewJSONHandler(&out, nil)), sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var missing error
-	server := httptest.NewUnstartedServer(http.NotFoundHandler())
-	server.Config.ErrorLog = log.New(lines, "", 0)
-	server.Config.ReadHeaderTimeout = 2 * time.Second // for the handshake too
-	server.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		if missing == nil {
-			return nil, nil
-		}
-		return &tls.Config{GetCertificate: withReason(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, missing })}, nil
-	}}
-	server.StartTLS()
+	pair := httptest.NewTLSServer(nil)
+	pair.Close()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	connections := limit.NewConnections(limit.ConnectionsOptions{HeaderTimeout: 2 * time.Second, HandshakeFailed: handshakes.failed})
+	server := &http.Server{Handler: http.NotFoundHandler()}
+	connections.Guard(server)
+	go func() {
+		_ = server.Serve(connections.Listen(listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: withReason(func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return &pair.TLS.Certificates[0], missing
+		})}))
+	}()
 	defer server.Close()
-	address := server.Listener.Addr().String()
+	address := listener.Addr().String()
 
 	counts := func() map[string]int64 {
 		var data metricdata.ResourceMetrics
@@ -73,7 +81,7 @@ func TestFailedHandshakesAreCountedByReason(t *testing.T) {
 		}
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(server.Certificate())
+	pool.AddCert(pair.Certificate())
 	want := counts()
 	for _, test := range []struct {
 		reason string
@@ -116,18 +124,33 @@ func TestFailedHandshakesAreCountedByReason(t *testing.T) {
 	}
 
 	// OpenSSL's and others' words for it, which no Go client says.
-	for problem, reason := range map[string]string{
-		"remote error: tls: unknown certificate authority":                   "unknown_authority",
-		"remote error: tls: expired certificate":                             "bad_certificate",
-		"remote error: tls: unknown certificate":                             "bad_certificate",
-		"read tcp 10.0.0.1:9443->10.0.0.2:1: read: connection reset by peer": "eof",
-		"something new": "other",
+	for _, test := range []struct {
+		problem error
+		reason  string
+	}{
+		{alert("tls: unknown certificate authority"), handshakeUnknownAuthority},
+		{alert("tls: expired certificate"), handshakeBadCertificate},
+		{alert("tls: unknown certificate"), handshakeBadCertificate},
+		{alert("tls: internal error"), handshakeProtocol},
+		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, handshakeEOF},
+		{errors.New("something new"), handshakeOther},
 	} {
-		if got := handshakeReasons[handshakeReason(problem)].reason; got != reason {
-			t.Errorf("%q: %s, want %s", problem, got, reason)
+		if got := handshakeReason(test.problem); got != test.reason {
+			t.Errorf("%v: %s, want %s", test.problem, got, test.reason)
 		}
 	}
-	if _, err := lines.Write([]byte("http: superfluous response.WriteHeader call\n")); err != nil || !strings.Contains(out.String(), "superfluous") {
-		t.Errorf("another line of the standard logger is lost: %v\n%s", err, &out)
+}
+
+func alert(text string) error { return &net.OpError{Op: "remote error", Err: errors.New(text)} }
+
+func TestLinesOfTheStandardLoggerAreKeptOneInAWhileOfEachKind(t *testing.T) {
+	var out lockedBuffer
+	lines := log.New(newStandardLog(slog.New(slog.NewJSONHandler(&out, nil))), "", 0)
+	for range 3 {
+		lines.Print("http: superfluous response.WriteHeader call")
+	}
+	lines.Print("another line")
+	if text := out.String(); strings.Count(text, "superfluous") != 1 || strings.Count(text, "another line") != 1 {
+		t.Errorf("log:\n%s", text)
 	}
 }

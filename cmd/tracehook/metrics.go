@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 
 	"github.com/go-logr/logr"
@@ -58,9 +60,10 @@ func newMetricsServer(config processConfig, get getCertificate, provider metric.
 	mux.Handle("/metrics", handler)
 	server, err := newSideServer("metrics", config.MetricsAddress, mux, provider)
 	if server != nil && config.MetricsSecure {
-		server.secure(get)
-		// The standard log would count a failed handshake as one of an API server.
-		server.server.ErrorLog = slog.NewLogLogger(sparing, slog.LevelWarn)
+		server.tls = &tls.Config{GetCertificate: get, MinVersion: tls.VersionTLS12}
+		server.handshakeFailed = func(remote net.Addr, err error) { // not counted: it is none of an API server
+			slog.New(sparing).Warn("TLS handshake with the port of metrics failed", "remote", remote, "error", err)
+		}
 	}
 	return server, err
 }

@@ -62,7 +62,9 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 			log.Info("stopped")
 		}
 	}()
-	if err := takeStandardLog(log, telemetry.meterProvider); err != nil {
+	takeStandardLog(log)
+	handshakes, err := newHandshakes(log, telemetry.meterProvider)
+	if err != nil {
 		return err
 	}
 
@@ -89,7 +91,7 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 
 		MaxConnections: config.MaxConnections, MaxBytesInFlight: config.MaxBytesInFlight,
 		ShutdownDelay: config.ShutdownDelay, ShutdownTimeout: config.ShutdownTimeout,
-		Logger: log, MeterProvider: telemetry.meterProvider,
+		HandshakeFailed: handshakes.failed, Logger: log, MeterProvider: telemetry.meterProvider,
 	}
 	if clientAuth != nil {
 		certificate.watchers = append(certificate.watchers, task{"watch the CAs of client certificates", clientAuth.Start})

@@ -32,9 +32,12 @@ const (
 )
 
 type sideServer struct {
-	address     string
-	server      *http.Server
-	connections *limit.Connections
+	address string
+	server  *http.Server
+	refused func(reason string)
+
+	tls             *tls.Config // nil: plain HTTP
+	handshakeFailed func(remote net.Addr, err error)
 }
 
 // newSideServer returns nil for the address "0". name is the port's in the metrics.
@@ -66,18 +69,10 @@ func newSideServer(name, address string, handler http.Handler, provider metric.M
 			WriteTimeout: sideWriteTimeout, IdleTimeout: sideIdleTimeout,
 			Protocols: new(http.Protocols),
 		},
-		connections: limit.NewConnections(limit.ConnectionsOptions{
-			Most: sideConnections, MaxHeaderBytes: sideHeaderBytes, Refused: func(reason string) { count(reason, 1) },
-		}),
+		refused: func(reason string) { count(reason, 1) },
 	}
 	s.server.Protocols.SetHTTP1(true)
-	s.connections.Guard(s.server)
 	return s, nil
-}
-
-// secure makes it serve over TLS.
-func (s *sideServer) secure(get getCertificate) {
-	s.server.TLSConfig = &tls.Config{GetCertificate: get, MinVersion: tls.VersionTLS12}
 }
 
 // Start answers until ctx ends. What is under way then is of no value.
@@ -86,16 +81,17 @@ func (s *sideServer) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	connections := limit.NewConnections(limit.ConnectionsOptions{
+		Most: sideConnections, MaxHeaderBytes: sideHeaderBytes, HeaderTimeout: sideHeaderTimeout,
+		Refused: s.refused, HandshakeFailed: s.handshakeFailed,
+	})
+	connections.Guard(s.server)
 	stop := context.AfterFunc(ctx, func() {
-		s.connections.Cut()
+		connections.Cut()
 		_ = s.server.Close()
 	})
 	defer stop()
-	if s.server.TLSConfig != nil {
-		err = s.server.ServeTLS(s.connections.Listen(listener), "", "")
-	} else {
-		err = s.server.Serve(s.connections.Listen(listener))
-	}
+	err = s.server.Serve(connections.Listen(listener, s.tls))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -74,6 +74,8 @@ func attacks() map[string]func(context.Context, *server) string {
 		"HTTP/2, 2000 bodies of 60 kB, the end slow":  run(flood.Flood{HTTP2: true, Callers: 2000, Body: padded(64 << 10), Fast: 60 << 10, Pause: time.Second}),
 		"HTTP/2, 200 bodies of 6 MiB, fast":           run(flood.Flood{HTTP2: true, Callers: 200, Calls: 3, Body: body}),
 		"HTTP/2, 300 headers of 900 kB":               run(flood.Flood{HTTP2: true, Callers: 300, Body: padded(10), Header: http.Header{"User-Agent": {strings.Repeat("x", 900<<10)}}}),
+		"1000 headers of lines, without an end":       begin(1000, "POST /mutate HTTP/1.1\r\n"+strings.Repeat("a:\r\n", 7000)),
+		"1000 headers behind a request":               begin(1000, "GET /mutate HTTP/1.1\r\nHost: x\r\n\r\nPOST /mutate HTTP/1.1\r\n"+strings.Repeat("a:\r\n", 7000)),
 		"3000 idle connections":                       idle(3000),
 		"3000 connections without a handshake":        silent(3000),
 		"2000 requests for readiness, in slow bodies": run(flood.Flood{Plain: true, Callers: 2000, Path: "/readyz", Body: padded(100), Fast: 50, Pause: time.Second}),
@@ -84,6 +86,15 @@ func attacks() map[string]func(context.Context, *server) string {
 func idle(n int) func(context.Context, *server) string {
 	return func(ctx context.Context, s *server) string {
 		open, end := flood.Idle(ctx, s.webhook, n)
+		defer end()
+		time.Sleep(5 * time.Second)
+		return fmt.Sprintf("%d handshakes", open)
+	}
+}
+
+func begin(n int, send string) func(context.Context, *server) string {
+	return func(ctx context.Context, s *server) string {
+		open, end := flood.Begin(ctx, s.webhook, n, send)
 		defer end()
 		time.Sleep(5 * time.Second)
 		return fmt.Sprintf("%d handshakes", open)

@@ -41,9 +41,6 @@ const (
 	// free bytes of each connection are not counted in Bytes: usual calls need no more,
 	// and the limit of connections bounds them.
 	free = 16 << 10
-	// mostHeaders is how many lines a header may have. An API server sends about ten, and a line
-	// of 6 bytes costs 130 in net/http's map.
-	mostHeaders = 100
 	// step is how many bytes are taken of Bytes at once.
 	step = 32 << 10
 	// refusal is how long a connection that was given up stays half open, so that its
@@ -55,7 +52,7 @@ const (
 // one for each server:
 //
 //	connections.Guard(server)
-//	server.ServeTLS(connections.Listen(listener), "", "")
+//	server.Serve(connections.Listen(listener, config))
 type Connections struct {
 	o     ConnectionsOptions
 	start time.Time
@@ -72,8 +69,8 @@ type ConnectionsOptions struct {
 	// Bytes bounds what all connections have received for the requests under way, headers
 	// included. Nil: not counted.
 	Bytes *Bytes
-	// TLS is that connections begin with a handshake, which has http.Server.ReadHeaderTimeout.
-	TLS bool
+	// HandshakeFailed is told of each TLS handshake that fails: with whom, and why. Nil: nobody is.
+	HandshakeFailed func(remote net.Addr, err error)
 	// FirstRequest is how long a new connection may be without a request. An HTTP client opens
 	// connections ahead and uses them later, so this should be as long as http.Server.IdleTimeout.
 	// HeaderTimeout is how long the header may take from its first byte; it should be
@@ -90,6 +87,9 @@ func NewConnections(o ConnectionsOptions) *Connections {
 	o.Most = cmp.Or(o.Most, DefaultConnections)
 	if o.Refused == nil {
 		o.Refused = func(string) {}
+	}
+	if o.HandshakeFailed == nil {
+		o.HandshakeFailed = func(net.Addr, error) {}
 	}
 	return &Connections{o: o, start: time.Now(), open: map[*conn]struct{}{}, byAddress: map[netip.Addr]int{}}
 }
@@ -112,9 +112,6 @@ func (c *Connections) Cut() int {
 	return len(c.open)
 }
 
-// Listen returns a listener whose connections are counted.
-func (c *Connections) Listen(l net.Listener) net.Listener { return &listener{l, c} }
-
 // connectionKey finds a connection in a request's context.
 type connectionKey struct{}
 
@@ -126,21 +123,21 @@ func (c *Connections) Guard(server *http.Server) {
 	}
 	next := server.Handler
 	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		known, _ := r.Context().Value(connectionKey{}).(*conn)
-		if headerLines(r.Header) > mostHeaders {
+		if headerLines(r.Header) > mostLines { // of HTTP/2
 			clear(r.Header)
 			c.o.Refused(ReasonHeaderTooLarge)
-			w.Header().Set("Connection", "close")
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refusal))
-			http.Error(w, "the request's header has too many lines", http.StatusRequestHeaderFieldsTooLarge)
+			http.Error(w, tooManyLines, http.StatusRequestHeaderFieldsTooLarge)
 			return
 		}
-		if known != nil {
-			known.handle(r)
+		if known, _ := r.Context().Value(connectionKey{}).(*conn); known != nil {
+			known.handle(w, r)
 		}
 		next.ServeHTTP(w, r)
 	})
 }
+
+const tooManyLines = "the request's header has too many lines"
 
 func (c *Connections) state(nc net.Conn, state http.ConnState) {
 	known := connOf(nc)
@@ -153,6 +150,7 @@ func (c *Connections) state(nc net.Conn, state http.ConnState) {
 	case http.StateIdle:
 		known.hold.Release()
 		known.received.Store(0)
+		known.ended = !known.header.next(known.length)
 		known.handled.Store(false)
 		known.enter(phaseIdle)
 	case http.StateClosed, http.StateHijacked:
@@ -164,10 +162,19 @@ func (c *Connections) state(nc net.Conn, state http.ConnState) {
 // handle says that a request has reached a handler: what ends its connection from here on is the handler's to
 // tell. For HTTP/2 it also ends the count of the connection's bytes: they are of many requests,
 // and Bytes.NewBody counts each of those.
-func (c *conn) handle(r *http.Request) {
+func (c *conn) handle(w http.ResponseWriter, r *http.Request) {
 	c.handled.Store(true)
-	if r.ProtoMajor == 2 && !c.http2.Swap(true) {
-		c.hold.Release()
+	if r.ProtoMajor == 2 {
+		if !c.http2.Swap(true) {
+			c.hold.Release()
+		}
+		return
+	}
+	if c.length = r.ContentLength; c.length < 0 { // nobody knows where the next request begins
+		w.Header().Set("Connection", "close")
+	}
+	if c.tls != nil {
+		r.TLS = c.tls
 	}
 }
 
@@ -178,39 +185,10 @@ func headerLines(h http.Header) (n int) {
 	return n
 }
 
-func connOf(nc net.Conn) *conn {
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
-	}
-	c, _ := nc.(*conn)
-	return c
-}
-
-type listener struct {
-	net.Listener
-	connections *Connections
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	for {
-		raw, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if c, ok := l.connections.add(raw); ok {
-			return c, nil
-		}
-		_ = raw.Close()
-	}
-}
-
 // add makes room for one more connection if it must, and is not ok if it cannot.
 func (c *Connections) add(raw net.Conn) (*conn, bool) {
 	added := &conn{Conn: raw, of: c, address: addressOf(raw)}
 	added.hold.init(c.o.Bytes, added.giveUp)
-	if !c.o.TLS {
-		added.deadlines.Store(deadlinesFirst)
-	}
 	added.enter(phaseNew)
 
 	c.mu.Lock()
@@ -332,7 +310,14 @@ type conn struct {
 	handled   atomic.Bool // a handler has the request
 	late      atomic.Bool // a deadline has passed before one had it
 	givenUp   atomic.Bool // Bytes gave it up
+	answered  atomic.Bool // a limit has answered in the handler's place
 	refused   atomic.Bool // the reason is told
+
+	// Of HTTP/1.1, where one goroutine after the other reads a request.
+	tls    *tls.ConnectionState // nil: none
+	header headerReader
+	length int64 // of the body
+	ended  bool  // no further request
 }
 
 func (c *conn) enter(phase int64) { c.phase.Store(int64(time.Since(c.of.start))<<2 | phase) }
@@ -414,10 +399,11 @@ func (c *conn) giveUp() {
 	_ = c.SetWriteDeadline(time.Now().Add(refusal))
 }
 
-// Close lets the caller read why, if the connection was given up while it was sending: at once
+// Close lets the caller read why, if the connection is ended while it is sending: at once
 // there would be a reset, which can overtake the answer.
 func (c *conn) Close() error {
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && c.givenUp.Load() && c.handled.Load() {
+	answered := c.answered.Load() || c.givenUp.Load() && c.handled.Load()
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && answered {
 		time.AfterFunc(refusal, func() { _ = tcp.Close() })
 		return tcp.CloseWrite()
 	}

@@ -1,12 +1,17 @@
 package limit
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,7 +20,7 @@ import (
 )
 
 // serve runs a server with these limits and returns its address.
-func serve(t *testing.T, o ConnectionsOptions, handler http.Handler) (string, *Connections, func() map[string]int) {
+func serve(t *testing.T, o ConnectionsOptions, handler http.Handler, secure ...bool) (string, *Connections, func() map[string]int) {
 	t.Helper()
 	var mu sync.Mutex
 	refused := map[string]int{}
@@ -32,7 +37,14 @@ func serve(t *testing.T, o ConnectionsOptions, handler http.Handler) (string, *C
 	}
 	server := &http.Server{Handler: handler, MaxHeaderBytes: o.MaxHeaderBytes, ReadHeaderTimeout: o.HeaderTimeout, ReadTimeout: time.Minute}
 	connections.Guard(server)
-	go func() { _ = server.Serve(connections.Listen(listener)) }()
+	var config *tls.Config
+	if slices.Contains(secure, true) {
+		pair := httptest.NewTLSServer(nil)
+		pair.Close()
+		config = pair.TLS
+		config.NextProtos = nil
+	}
+	go func() { _ = server.Serve(connections.Listen(listener, config)) }()
 	t.Cleanup(func() { server.Close() })
 	return listener.Addr().String(), connections, func() map[string]int {
 		mu.Lock()
@@ -317,17 +329,126 @@ type writer func([]byte) (int, error)
 func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 func TestAHeaderOfManyLinesIsRefused(t *testing.T) {
-	address, _, refused := serve(t, ConnectionsOptions{}, ok)
-	for lines, want := range map[int]string{90: "HTTP/1.1 200 OK", 101: "HTTP/1.1 431 Request Header Fields Too Large"} {
-		c := dial(t, "", address)
-		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("a:\r\n", lines)+"\r\n")
-		var answer [64]byte
-		n, _ := c.Read(answer[:])
-		if got, _, _ := strings.Cut(string(answer[:n]), "\r\n"); got != want {
-			t.Errorf("%d lines: %s, want %s", lines, got, want)
+	many := "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 101)
+	for _, test := range []struct{ name, sent, want string }{
+		{"90 lines", "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 90) + "\r\n", "HTTP/1.1 200 OK"},
+		{"101 lines", many + "\r\n", "HTTP/1.1 431 Request Header Fields Too Large"},
+		{"101 lines, and it has not ended", many, "HTTP/1.1 431 Request Header Fields Too Large"},
+		{"101 lines, ended by LF alone", strings.ReplaceAll(many, "\r", "") + "\n", "HTTP/1.1 431 Request Header Fields Too Large"},
+		{"a body of 1000 lines", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + strings.Repeat("x\n", 1000), "HTTP/1.1 200 OK"},
+		{"a body of 1000 lines in chunks", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" + strings.Repeat("x\n", 1000) + "\r\n0\r\n\r\n", "HTTP/1.1 200 OK"},
+	} {
+		for _, secure := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, TLS %t", test.name, secure), func(t *testing.T) {
+				address, _, refused := serve(t, ConnectionsOptions{}, ok, secure)
+				for _, bytewise := range []bool{false, true} {
+					c := dial(t, "", address)
+					if secure {
+						c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+					}
+					go func() {
+						for i := 0; bytewise && i < len(test.sent)-1; i++ { // CR and LF in two pieces, too
+							if _, err := io.WriteString(c, test.sent[i:i+1]); err != nil {
+								return
+							}
+						}
+						if bytewise {
+							_, _ = io.WriteString(c, test.sent[len(test.sent)-1:])
+						} else {
+							_, _ = io.WriteString(c, test.sent)
+						}
+					}()
+					if got := answer(c); got != test.want {
+						t.Errorf("byte by byte %t: %s, want %s", bytewise, got, test.want)
+					}
+				}
+				if n, want := refused()[ReasonHeaderTooLarge], 2*strings.Count(test.want, "431"); n != want {
+					t.Errorf("%d were counted, want %d", n, want)
+				}
+			})
 		}
 	}
-	if n := refused()[ReasonHeaderTooLarge]; n != 1 {
-		t.Errorf("%d were counted, want 1", n)
+}
+
+// What comes behind a request in the same piece is read without being counted, so it is not read as a request.
+func TestTheLinesOfARequestBehindAnotherAreNotLeftUncounted(t *testing.T) {
+	first := "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok"
+	second := "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 10)
+	for name, sent := range map[string]string{
+		"both at once":            first + second,
+		"behind a body in chunks": "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + second,
+	} {
+		t.Run(name, func(t *testing.T) {
+			address, _, _ := serve(t, ConnectionsOptions{}, ok)
+			c := dial(t, "", address)
+			_, _ = io.WriteString(c, sent)
+			if got := answer(c); got != "HTTP/1.1 200 OK" {
+				t.Fatal(got)
+			}
+			_, _ = io.WriteString(c, strings.Repeat("a:\r\n", 200)) // the rest
+			if got := answer(c); !strings.HasPrefix(got, "read: ") {
+				t.Errorf("the second request got %s", got)
+			}
+		})
 	}
+}
+
+func TestRequestsOneAfterTheOtherShareAConnection(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		address, _, refused := serve(t, ConnectionsOptions{}, ok, secure)
+		c := dial(t, "", address)
+		if secure {
+			c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+		}
+		for i := range 50 {
+			if got := call(c, strings.Repeat("x\n", 1000*i)); got != "HTTP/1.1 200 OK" {
+				t.Fatalf("TLS %t, call %d: %s", secure, i, got)
+			}
+		}
+		if got := refused(); len(got) != 0 {
+			t.Errorf("refused: %v", got)
+		}
+	}
+}
+
+func TestAHandshakeThatPanicsEndsItsConnectionAlone(t *testing.T) {
+	failed := make(chan error, 1)
+	connections := NewConnections(ConnectionsOptions{HandshakeFailed: func(_ net.Addr, err error) { failed <- err }})
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := connections.Listen(raw, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { panic("of the callback") }})
+	defer listener.Close()
+	c := tls.Client(dial(t, "", raw.Addr().String()), &tls.Config{InsecureSkipVerify: true})
+	if err := c.Handshake(); err == nil {
+		t.Error("the handshake succeeded")
+	}
+	if err := <-failed; !strings.Contains(err.Error(), "of the callback") {
+		t.Error(err)
+	}
+	eventually(t, "it is no longer counted", func() bool { return connections.Open() == 0 })
+}
+
+func FuzzHeaderReaderFindsTheEndWhereNetHTTPFindsIt(f *testing.F) {
+	for _, seed := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\nHost: x\nContent-Length: 4\n\nx\n\ny", "\r\n\r\n", "GET / HTTP/1.1\r\na: \r\r\n\r\n"} {
+		f.Add(seed, byte(3))
+	}
+	f.Fuzz(func(t *testing.T, text string, piece byte) {
+		reader := bufio.NewReader(strings.NewReader(text))
+		if _, err := http.ReadRequest(reader); err != nil {
+			return
+		}
+		rest, _ := io.ReadAll(reader) // the body too: nobody has read it
+		var h headerReader
+		few := true
+		for sent := text; sent != "" && few; {
+			n := min(len(sent), int(piece)+1)
+			few = h.read([]byte(sent[:n]))
+			sent = sent[n:]
+		}
+		if header := text[:len(text)-len(rest)]; few != (strings.Count(header, "\n") <= mostLines) || few && (!h.whole || h.after != int64(len(rest))) {
+			t.Errorf("%q: few lines %t, whole %t, %d bytes after the header, want %d", text, few, h.whole, h.after, len(rest))
+		}
+	})
 }

@@ -182,6 +182,26 @@ func Idle(ctx context.Context, address string, callers int) (n int, close func()
 	return dialAll(ctx, &tls.Dialer{NetDialer: &net.Dialer{Timeout: 20 * time.Second}, Config: &tls.Config{InsecureSkipVerify: true}}, address, callers)
 }
 
+// Begin is Idle, but that each caller sends this at once, whatever it is the beginning of.
+func Begin(ctx context.Context, address string, callers int, send string) (n int, close func()) {
+	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 20 * time.Second}, Config: &tls.Config{InsecureSkipVerify: true}}
+	return dialAll(ctx, begins{dialer, send}, address, callers)
+}
+
+type begins struct {
+	*tls.Dialer
+	send string
+}
+
+func (b begins) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := b.Dialer.DialContext(ctx, network, address)
+	if err == nil {
+		_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		_, _ = io.WriteString(c, b.send) // the server may have had enough of it
+	}
+	return c, err
+}
+
 // Silent is Idle without a handshake.
 func Silent(ctx context.Context, address string, callers int) (n int, close func()) {
 	return dialAll(ctx, &net.Dialer{Timeout: 20 * time.Second}, address, callers)
