@@ -337,7 +337,10 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	_ = listener.Close()
 	select {
-	case <-ended: // what shook hands is served
+	case err := <-ended: // what shook hands is served
+		if !errors.Is(err, net.ErrClosed) {
+			s.options.Logger.Warn("the listener ended with an error", "error", err)
+		}
 	case <-time.After(time.Second):
 	}
 	s.stop(server)

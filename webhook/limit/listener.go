@@ -185,7 +185,7 @@ func (h *http1) Read(p []byte) (int, error) {
 	}
 	h.of.ended = true
 	h.of.tell(ReasonHeaderTooLarge)
-	_ = h.Conn.SetWriteDeadline(time.Now().Add(refusal))
+	_ = h.SetWriteDeadline(time.Now().Add(refusal))
 	var answer bytes.Buffer
 	refused := http.Response{
 		StatusCode: http.StatusRequestHeaderFieldsTooLarge, ProtoMajor: 1, ProtoMinor: 1, Close: true,
@@ -194,7 +194,7 @@ func (h *http1) Read(p []byte) (int, error) {
 	if err := refused.Write(&answer); err != nil {
 		return 0, io.EOF
 	}
-	_, _ = h.Conn.Write(answer.Bytes())
+	_, _ = h.Write(answer.Bytes())
 	h.of.answered.Store(true)
 	return 0, io.EOF // net/http says nothing to that
 }
