@@ -46,24 +46,19 @@ func (r *report) tell(ctx context.Context, log *slog.Logger, subject string, fin
 		if f.Severity < Warning {
 			continue
 		}
-		level := slog.LevelWarn
+		level, message := slog.LevelWarn, "a certificate needs attention"
 		switch {
 		case starting && passing(f.Code):
-			level = slog.LevelInfo
+			level, message = slog.LevelInfo, "waiting for a certificate that works"
 		case f.Severity >= Error:
 			level = slog.LevelError
 		}
-		said := level.String() + " " + string(f.Code) + " " + f.Message
+		said := message + " " + string(f.Code) + " " + f.Message
 		if text[said] = true; r.text[said] {
 			continue
 		}
-		attrs := []slog.Attr{slog.String("subject", subject), slog.String("code", string(f.Code)),
-			slog.String("finding", f.Message), slog.String("means", f.Means), slog.String("remedy", f.Remedy)}
-		if level == slog.LevelInfo {
-			log.LogAttrs(ctx, level, "waiting for a certificate that works", attrs...)
-		} else {
-			log.LogAttrs(ctx, level, "a certificate needs attention", attrs...)
-		}
+		log.LogAttrs(ctx, level, message, slog.String("subject", subject), slog.String("code", string(f.Code)),
+			slog.String("finding", f.Message), slog.String("means", f.Means), slog.String("remedy", f.Remedy))
 	}
 	if len(text) == 0 && len(r.text) > 0 {
 		log.LogAttrs(ctx, slog.LevelInfo, "certificates are well again", slog.String("subject", subject))
