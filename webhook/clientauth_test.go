@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -334,5 +335,32 @@ func TestWithoutTLSThereIsNoCertificate(t *testing.T) {
 	auth.Check(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "http://localhost/mutate", nil))
 	if w.Code != http.StatusForbidden {
 		t.Errorf("got %d", w.Code)
+	}
+}
+
+func TestAConnectionKeepsNoMoreThanSomeCertificates(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "clients.crt")
+	writeCAs(t, file, newTestCA(t, "ours"))
+	auth, err := NewClientAuth(ClientAuthOptions{CAFile: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	config := &tls.Config{VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error { asked++; return nil }}
+	auth.Ask(config)
+	for name, test := range map[string]struct {
+		certificates [][]byte
+		refused      bool
+	}{
+		"none":            {nil, false},
+		"as many as may":  {[][]byte{make([]byte, mostClientCertificates-1), make([]byte, 1)}, false},
+		"one byte more":   {[][]byte{make([]byte, mostClientCertificates), make([]byte, 1)}, true},
+		"many small ones": {slices.Repeat([][]byte{make([]byte, 100)}, 200), true},
+	} {
+		before := asked
+		err := config.VerifyPeerCertificate(test.certificates, nil)
+		if (err != nil) != test.refused || (asked == before) != test.refused {
+			t.Errorf("%s: %v, and what was there before was asked %d times", name, err, asked-before)
+		}
 	}
 }

@@ -137,3 +137,13 @@ func TestTrustHoldsForWhatIsStoredOnObjects(t *testing.T) {
 		}
 	}
 }
+
+func TestAUIDThatIsNoneIsNotRemembered(t *testing.T) {
+	made, now := newCreateSpans(), time.Now()
+	if made.allow(types.UID(strings.Repeat("u", 3<<20)), 1, now) || made.owners.Len() != 0 {
+		t.Errorf("%d owners are remembered", made.owners.Len())
+	}
+	if !made.allow("7f8e5a1c-0000-4000-8000-000000000000", 1, now) || made.owners.Len() != 1 {
+		t.Error("a UID is not")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -133,4 +134,15 @@ func FuzzCausedAtIsOfItsTraceparentOrNothing(f *testing.F) {
 			t.Errorf("%q is %+v, written and read again %+v", text, c, again)
 		}
 	})
+}
+
+func TestSpecsThatAreNotComparedInTimeAreTakenForDifferent(t *testing.T) {
+	spec := []byte(`{"replicas":1,"a":[` + strings.Repeat(`{"b":1},`, 100_000) + `0]}`)
+	object := Object{spec: spec}
+	if onlyScaled(&object, &object, time.Now().Add(-time.Second)) {
+		t.Error("after the deadline the comparison went on")
+	}
+	if !onlyScaled(&object, &object, time.Now().Add(time.Minute)) {
+		t.Error("in time it is found that they differ in nothing else")
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/tracehook/tracehook/webhook/cause"
 )
 
 // Where the API server itself matters, e2e/lineage_test.go asks a real one. Here are
@@ -797,4 +800,17 @@ func BenchmarkCauseFromTheCache(b *testing.B) {
 			}
 		}
 	})
+}
+
+func TestATracestateThatIsTooLongIsNotRemembered(t *testing.T) {
+	for length, kept := range map[int]bool{cause.MaxTracestateBytes: true, cause.MaxTracestateBytes + 1: false} {
+		t.Run(strconv.Itoa(length), inBubble(func(t *testing.T) {
+			state := "a=" + strings.Repeat("x", length-2)
+			o := newOwners(t, OwnersOptions{}, says(`{"metadata":{"uid":"uid-of-web-1","annotations":{"tracehook.dev/traceparent":"`+storedCause+`","tracehook.dev/tracestate":"`+state+`"}}}`))
+			c, err := o.Cause(t.Context(), "shop", webReplicaSet)
+			if err != nil || (c.Tracestate != "") != kept {
+				t.Errorf("%d bytes are remembered, %v", len(c.Tracestate), err)
+			}
+		}))
+	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -73,5 +74,22 @@ func TestTheBudgetRemembersABoundedNumberOfNamespaces(t *testing.T) {
 	s.allow("again")
 	if n := len(s.byNamespace); n != 1 {
 		t.Errorf("%d namespaces are remembered after a minute of silence, want 1", n)
+	}
+}
+
+func TestANameThatIsNoNamespacesIsNotRemembered(t *testing.T) {
+	clock := time.Unix(1e9, 0)
+	s := newFairSampler(100, func() time.Time { return clock })
+	for i := range 50 {
+		s.allow(strings.Repeat("n", 64+i))
+	}
+	s.allow(strings.Repeat("n", 63))
+	for name := range s.byNamespace {
+		if len(name) > 63 {
+			t.Errorf("a name of %d bytes is remembered", len(name))
+		}
+	}
+	if len(s.byNamespace) != 2 {
+		t.Errorf("%d are remembered, want the namespace and one for all others", len(s.byNamespace))
 	}
 }
