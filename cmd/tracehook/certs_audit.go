@@ -163,19 +163,6 @@ func auditProgress(w io.Writer) (progress func(done, total int), wipe func()) {
 		func() { fmt.Fprint(w, "\r\x1b[K") }
 }
 
-// isTerminal says whether a person reads along.
-func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
-// colours also respects https://no-color.org.
-func colours(w io.Writer) bool { return isTerminal(w) && os.Getenv("NO_COLOR") == "" }
-
 func auditWriter(format string, colour bool) (func(io.Writer, certs.AuditReport) error, error) {
 	switch format {
 	case "table":

@@ -57,6 +57,8 @@ type telemetryOptions struct {
 	// Console receives what OTEL_TRACES_EXPORTER=console and OTEL_METRICS_EXPORTER=console print;
 	// nil means os.Stderr. It is never standard output, which is the command's.
 	Console io.Writer
+	// Processor sees every span that is recorded, beside the exporters. Nil: nobody.
+	Processor sdktrace.SpanProcessor
 	// OnError receives what the SDK has to complain of (an export that failed).
 	OnError func(error)
 }
@@ -125,6 +127,9 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 			batch = append(batch, sdktrace.WithMaxExportBatchSize(maxExportBatchSize))
 		}
 		options = append(options, sdktrace.WithBatcher(exporter, batch...))
+	}
+	if o.Processor != nil {
+		options = append(options, sdktrace.WithSpanProcessor(o.Processor))
 	}
 	if o.MaxSampledRate > 0 {
 		options = append(options, sdktrace.WithSampler(newCappedSampler(o.MaxSampledRate)))

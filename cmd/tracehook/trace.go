@@ -28,6 +28,8 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"k8s.io/client-go/rest"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // Exit codes as a shell gives them.
@@ -44,6 +46,11 @@ type traceOptions struct {
 	Context      string        // "": the kubeconfig's current context
 	TraceURL     string        // "": no link; otherwise holds {traceID}
 	FlushTimeout time.Duration // more than 0
+
+	Store        storeFlags
+	StoreTimeout time.Duration // more than 0
+	Output       string        // "": tree on a terminal, none elsewhere
+	Filters      bool          // draw each of the API server's filters
 }
 
 func (o traceOptions) validate() error {
@@ -53,7 +60,21 @@ func (o traceOptions) validate() error {
 	if o.FlushTimeout <= 0 {
 		return fmt.Errorf("--flush-timeout %s: want more than 0", o.FlushTimeout)
 	}
+	if o.StoreTimeout <= 0 {
+		return fmt.Errorf("--store-timeout %s: want more than 0", o.StoreTimeout)
+	}
 	return nil
+}
+
+// output is what is to be shown on stderr.
+func (o traceOptions) output(stderr io.Writer) (outputFormat, error) {
+	switch {
+	case o.Output != "":
+		return parseOutput(o.Output)
+	case isTerminal(stderr):
+		return outputFormat{Form: "tree"}, nil
+	}
+	return outputFormat{Form: "none"}, nil
 }
 
 func newTraceCommand() *cobra.Command {
@@ -74,9 +95,14 @@ changes the kubeconfig, runs as it would alone and is not traced.
 Spans hold the executable's name, its verb and the paths of the API calls, which
 name objects; they never hold arguments, headers, queries or bodies. They go where
 the OTEL_* environment variables say, by default to http://localhost:4318. A
-TRACEPARENT variable makes the command part of the trace that it names.`,
+TRACEPARENT variable makes the command part of the trace that it names.
+
+When the command has ended, a terminal on stderr gets the trace as a tree. With
+--store it is all of the trace, from the client to etcd; without, the command's own
+calls. What the command prints, its exit code and the signals it gets stay as they are.`,
 		Example: `  tracehook trace -- kubectl create -f pod.yaml
-  tracehook trace --trace-url 'http://localhost:16686/trace/{traceID}' -- helm install web ./chart`,
+  tracehook trace --store jaeger=http://localhost:16686 -- helm install web ./chart
+  tracehook trace -o html=trace.html -- kubectl apply -f shop.yaml`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || cmd.ArgsLenAtDash() != 0 {
@@ -95,6 +121,10 @@ TRACEPARENT variable makes the command part of the trace that it names.`,
 	f.StringVar(&options.Kubeconfig, "kubeconfig", "", "kubeconfig to take the credentials from (default: KUBECONFIG, else ~/.kube/config, else the Pod's service account)")
 	f.StringVar(&options.Context, "context", "", "context of it (default: its current context)")
 	f.StringVar(&options.TraceURL, "trace-url", "", "print a link to the trace; "+traceIDPlaceholder+" stands for its id")
+	options.Store.bind(f)
+	f.DurationVar(&options.StoreTimeout, "store-timeout", 3*time.Second, "how long to wait for the trace to arrive in the store")
+	f.StringVarP(&options.Output, "output", "o", "", "`FORMAT` in which the trace is shown on stderr: tree, json, none or html=FILE (default: tree on a terminal, else none)")
+	f.BoolVar(&options.Filters, "filters", false, "draw each filter of the API server, not all of them as one line")
 	f.DurationVar(&options.FlushTimeout, "flush-timeout", 5*time.Second, "how long the spans may take to be exported once the command has ended")
 	return cmd
 }
@@ -102,6 +132,14 @@ TRACEPARENT variable makes the command part of the trace that it names.`,
 // runTrace runs command and reports on stderr once it has ended: while it runs, the
 // terminal is its own.
 func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	output, err := o.output(stderr)
+	if err != nil {
+		return usageError(err)
+	}
+	store, err := o.Store.open(os.Getenv)
+	if err != nil {
+		return usageError(err)
+	}
 	executable, err := exec.LookPath(command[0])
 	if err != nil {
 		code := exitNotFound
@@ -131,10 +169,12 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	}
 
 	var exportErrors firstError
+	var own ownSpans
 	telemetry, err := startTelemetry(ctx, telemetryOptions{
 		ServiceName: executableName(command),
 		Console:     stderr,
 		OnError:     exportErrors.add,
+		Processor:   &own,
 	})
 	if err != nil {
 		return err
@@ -162,7 +202,9 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 		Now:            time.Now,
 	}
 	outcome, runErr := run.do(ctx)
-	exportErrors.add(flush(ctx, telemetry, o.FlushTimeout, signals))
+	ending, stop := untilSignal(ctx, signals)
+	defer stop()
+	exportErrors.add(flush(ending, telemetry, o.FlushTimeout))
 	if runErr != nil {
 		return fmt.Errorf("trace %s: %w", executableName(command), runErr)
 	}
@@ -171,6 +213,12 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	outcome.Parentage = review.result()
 	outcome.Environment = telemetry.environment
 	outcome.ExportError = exportErrors.get()
+	if output.Form != "none" && outcome.Calls > 0 && outcome.Sampled {
+		outcome.Shown = o.show(ending, output, store, &own, outcome, stderr)
+	}
+	if o.TraceURL == "" && store != nil {
+		o.TraceURL = store.Page(traceIDPlaceholder)
+	}
 	for _, line := range outcome.report(o.TraceURL) {
 		fmt.Fprintln(stderr, line)
 	}
@@ -180,10 +228,26 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	return nil
 }
 
-// flush waits for the spans to be exported, and no longer than timeout or the next signal.
-func flush(ctx context.Context, t *telemetry, timeout time.Duration, signals <-chan os.Signal) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	defer cancel()
+// show draws the trace, and returns what else there is to say about it.
+func (o traceOptions) show(ctx context.Context, output outputFormat, store *tracestore.Client, own *ownSpans, outcome traceOutcome, stderr io.Writer) []string {
+	wait := traceWait{Store: store, Linked: outcome.Parentage.whyNotContinued() != "", Timeout: o.StoreTimeout, Now: time.Now}
+	wait.Own, wait.Calls = own.trace(outcome.TraceID)
+	shown := shownTrace{Title: spanName(outcome.Command), Now: time.Now()}
+	var lines []string
+	shown.Trace, lines = wait.collect(ctx)
+	if store != nil {
+		shown.Page = store.Page(wait.Own.ID)
+	}
+	if err := output.write(stderr, shown, o.Filters); err != nil {
+		lines = append(lines, err.Error())
+	}
+	return lines
+}
+
+// untilSignal is ctx until the next signal. It outlives the end of ctx: what is done after
+// the command has limits of its own.
+func untilSignal(ctx context.Context, signals <-chan os.Signal) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		select {
 		case <-signals:
@@ -191,6 +255,13 @@ func flush(ctx context.Context, t *telemetry, timeout time.Duration, signals <-c
 		case <-ctx.Done():
 		}
 	}()
+	return ctx, cancel
+}
+
+// flush waits for the spans to be exported, and no longer than timeout.
+func flush(ctx context.Context, t *telemetry, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	return t.shutdown(ctx)
 }
 

@@ -25,8 +25,9 @@ type traceOutcome struct {
 	Unreachable       error  // why an API server did not answer, or not to the end
 
 	Parentage   parentage
-	Passed      bool  // the trace was seen to go on below the API server
-	ExportError error // some or all spans did not arrive
+	Passed      bool     // the trace was seen to go on below the API server
+	ExportError error    // some or all spans did not arrive
+	Shown       []string // what the drawing lacks
 }
 
 // report is one line for each thing that the user would otherwise wonder about, and
@@ -69,6 +70,10 @@ func (o traceOutcome) report(traceURL string) []string {
 	}
 	if o.ExportError != nil {
 		say("spans could not be exported: %v; %s", o.ExportError, exportHint(o.ExportError.Error()))
+	}
+
+	for _, line := range o.Shown {
+		say("%s", line)
 	}
 
 	if o.TraceID.IsValid() { // with OTEL_SDK_DISABLED there may be none

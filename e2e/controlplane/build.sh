@@ -55,7 +55,7 @@ describe() {
     module=$here/collector package=. about="2 min"
     shown=$(version "$module" go.opentelemetry.io/collector/cmd/builder) ;;
   jaeger)
-    module=$here/jaeger package=github.com/jaegertracing/jaeger/cmd/all-in-one about="2 min"
+    module=$here/jaeger package=github.com/jaegertracing/jaeger/cmd/jaeger about="6 min"
     shown=$(version "$module" github.com/jaegertracing/jaeger) ;;
   prometheus | promtool)
     # The tests name their targets themselves; without this tag the SDKs of all clouds are compiled too.

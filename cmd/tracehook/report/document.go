@@ -138,7 +138,7 @@ func newDocument(r Report) document {
 			Facts: documentFacts(s.Facts),
 		}
 		if s.Trace != nil {
-			section.Trace = newDocumentTrace(newLayout(*s.Trace))
+			section.Trace = newDocumentTrace(newLayout(*s.Trace, false))
 		}
 		for _, c := range s.Counters {
 			section.Counters = append(section.Counters, documentCounter{c.Name, c.Before, c.After, c.Delta(), c.Meaning})

@@ -128,7 +128,7 @@ func newPage(r Report) page {
 	for i, s := range r.Sections {
 		section := pageSection{Section: s, ID: "section-" + strconv.Itoa(i+1), Paragraphs: paragraphs(s.Text)}
 		if s.Trace != nil {
-			l := newLayout(*s.Trace)
+			l := newLayout(*s.Trace, false)
 			for _, service := range l.Services {
 				if _, known := colours[service.Name]; !known {
 					colours[service.Name] = len(colours)

@@ -62,7 +62,8 @@ type service struct {
 	Self time.Duration
 }
 
-func newLayout(trace tracestore.Trace) layout {
+// newLayout lays out every span. Folded: the API server's filters are one row.
+func newLayout(trace tracestore.Trace, folded bool) layout {
 	l := layout{Trace: trace}
 	if len(trace.Spans) == 0 {
 		return l
@@ -82,6 +83,9 @@ func newLayout(trace tracestore.Trace) layout {
 
 	forest := trace.Forest()
 	for i, root := range forest {
+		if folded {
+			root = foldFilters(root)
+		}
 		l.add(root, nil, i+1, len(forest))
 	}
 

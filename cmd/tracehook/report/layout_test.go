@@ -13,7 +13,7 @@ import (
 
 func TestALayoutHasARowPerSpanInTreeOrder(t *testing.T) {
 	draw := map[guide]string{guideBlank: " ", guideDown: "│", guideFork: "├", guideLast: "└"}
-	l := newLayout(made("a b<a c<b d<b e<a f"))
+	l := newLayout(made("a b<a c<b d<b e<a f"), false)
 	var got []string
 	for _, r := range l.Rows {
 		line := ""
@@ -70,7 +70,7 @@ func TestWorkingIsWhatTheChildrenLeave(t *testing.T) {
 }
 
 func TestTheServicesShareTheWholeTime(t *testing.T) {
-	l := newLayout(recorded(t, "configmap"))
+	l := newLayout(recorded(t, "configmap"), false)
 	var names []string
 	var sum time.Duration
 	spans := 0

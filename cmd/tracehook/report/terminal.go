@@ -22,6 +22,8 @@ type TreeOptions struct {
 	// Services get their colours in this order, so that a service has one colour
 	// in several trees. Nil: in the order in which they appear.
 	Services []string
+	// FoldFilters draws the API server's chain of filters as one line, "+4 filters".
+	FoldFilters bool
 }
 
 // Narrower than these a column says nothing any more.
@@ -43,7 +45,7 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 	}
 	columns = max(columns, minTerminal)
 
-	l := newLayout(t)
+	l := newLayout(t, o.FoldFilters)
 	if len(l.Rows) == 0 {
 		_, err := fmt.Fprintf(w, "(no span has arrived)\n")
 		return err
@@ -122,7 +124,7 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 
 // summary says in one line what a trace is.
 func summary(l layout) string {
-	parts := []string{"trace " + l.Trace.ID, count(len(l.Rows), "span") + " of " + count(len(l.Services), "service"), formatDuration(l.Total)}
+	parts := []string{"trace " + l.Trace.ID, count(len(l.Trace.Spans), "span") + " of " + count(len(l.Services), "service"), formatDuration(l.Total)}
 	if l.Errors > 0 {
 		parts = append(parts, count(l.Errors, "error"))
 	}

@@ -11,7 +11,42 @@ import (
 func TestTheTreeShowsServiceSpanAndDurationInOrder(t *testing.T) {
 	golden(t, "configmap.txt", tree(t, recorded(t, "configmap"), TreeOptions{}))
 	golden(t, "refused.txt", tree(t, recorded(t, "refused"), TreeOptions{}))
+	golden(t, "folded.txt", tree(t, recorded(t, "configmap"), TreeOptions{FoldFilters: true}))
 	golden(t, "narrow.txt", tree(t, recorded(t, "refused"), TreeOptions{Width: 60}))
+}
+
+// Only what is certainly one of the API server's filters, has no error to tell and stands in a row is folded.
+func TestAFilterThatTellsSomethingIsNotFolded(t *testing.T) {
+	chain := func(change func(*tracestore.Span)) string {
+		trace := made("server f1<server f2<f1 f3<f2 create<f3 other<f2")
+		for i := range trace.Spans {
+			if strings.HasPrefix(trace.Spans[i].Name, "f") {
+				trace.Spans[i].Scope = "k8s.op/apiserver/pkg/endpoints/filterlatency"
+			}
+		}
+		change(&trace.Spans[2])
+		text := tree(t, trace, TreeOptions{FoldFilters: true})
+		var names []string
+		for _, line := range strings.Split(text, "\n")[3:] {
+			if fields := strings.Fields(strings.Trim(line, "s")); len(fields) > 2 {
+				names = append(names, strings.Trim(strings.Join(fields[:len(fields)-3], " "), "│├└ "))
+			}
+		}
+		return strings.Join(names, ", ")
+	}
+	for name, c := range map[string]struct {
+		change func(*tracestore.Span)
+		want   string
+	}{
+		"all three":      {func(*tracestore.Span) {}, "server, +3 filters, create, other"},
+		"one with error": {func(s *tracestore.Span) { s.Status = tracestore.StatusError }, "server, f1, ✗ f2, f3, create, other"},
+		"a server":       {func(s *tracestore.Span) { s.Kind = tracestore.KindServer }, "server, f1, f2, f3, create, other"},
+		"another's":      {func(s *tracestore.Span) { s.Scope = "mine" }, "server, f1, f2, f3, create, other"},
+	} {
+		if got := chain(c.change); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
 }
 
 func TestTheTreeFitsItsWidth(t *testing.T) {

@@ -56,14 +56,19 @@ func (t Trace) Forest() []*Node {
 			n.reach(reached)
 		}
 	}
+	place := make(map[*Node]int, len(nodes))
+	for i, n := range nodes {
+		place[n] = i
+	}
 	for _, n := range nodes {
-		if reached[n] || !onCycle(n, byID) {
+		if reached[n] {
 			continue
 		}
-		n.Lost = ParentCycle
-		top[n] = true
-		byID[n.Span.ParentID].drop(n)
-		n.reach(reached)
+		first := cycleAbove(n, byID, place)
+		first.Lost = ParentCycle
+		top[first] = true
+		byID[first.Span.ParentID].drop(first)
+		first.reach(reached)
 	}
 
 	var roots []*Node
@@ -101,15 +106,20 @@ func (n *Node) drop(child *Node) {
 	}
 }
 
-// onCycle says whether following the parents of n leads back to n. A span that
-// merely hangs below a cycle does not.
-func onCycle(n *Node, byID map[string]*Node) bool {
+// cycleAbove is the first span of the cycle to which the parents of n lead. Every span
+// that leads there is reached from it, so that all calls together take linear time.
+func cycleAbove(n *Node, byID map[string]*Node, place map[*Node]int) *Node {
 	seen := make(map[*Node]bool)
-	for at := byID[n.Span.ParentID]; at != nil && !seen[at]; at = byID[at.Span.ParentID] {
-		if at == n {
-			return true
-		}
+	at := n
+	for !seen[at] {
 		seen[at] = true
+		at = byID[at.Span.ParentID]
 	}
-	return false
+	first := at // on the cycle
+	for next := byID[at.Span.ParentID]; next != at; next = byID[next.Span.ParentID] {
+		if place[next] < place[first] {
+			first = next
+		}
+	}
+	return first
 }

@@ -50,3 +50,25 @@ func TestForestKeepsEverySpanVisible(t *testing.T) {
 		})
 	}
 }
+
+// Half of the spans form one cycle, the others hang below it: every order of work that begins
+// anew at each span would take minutes.
+func TestALargeCycleIsCutInTime(t *testing.T) {
+	const n = 50_000
+	id := func(i int) string { return fmt.Sprintf("%016x", i) }
+	var trace tracestore.Trace
+	for i := range n { // these hang below the next, the last below the cycle
+		trace.Spans = append(trace.Spans, tracestore.Span{ID: id(i), ParentID: id(i + 1)})
+	}
+	for i := range n {
+		trace.Spans = append(trace.Spans, tracestore.Span{ID: id(n + i), ParentID: id(n + (i+1)%n)})
+	}
+	began := time.Now()
+	forest := trace.Forest()
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if len(forest) != 1 || forest[0].Lost != tracestore.ParentCycle || forest[0].Span.ID != id(n) {
+		t.Errorf("%d trees, the first from %s, want one from %s", len(forest), forest[0].Span.ID, id(n))
+	}
+}

@@ -12,36 +12,30 @@ import (
 	"strconv"
 )
 
-// startJaeger starts the trace store: OTLP in, query API out, everything in memory.
+// startJaeger starts the trace store with deploy/components/jaeger/config.yaml as it is;
+// only addresses are given.
 func (c *Cluster) startJaeger(ctx context.Context) error {
-	ports, err := freePorts(3)
+	root, err := repository()
 	if err != nil {
 		return err
 	}
-	query, otlp, admin := ports[0], ports[1], ports[2]
-	anywhere := loopback(0) // for doors that nobody is going to knock at
+	ports, err := freePorts(4)
+	if err != nil {
+		return err
+	}
+	query, otlp, health := ports[0], ports[1], ports[2]
 	_, err = c.launch(ctx, launch{
 		program: "jaeger",
-		args: []string{
-			"--query.http-server.host-port=" + loopback(query),
-			"--collector.otlp.grpc.host-port=" + loopback(otlp),
-			"--admin.http.host-port=" + loopback(admin),
-			// A demo that is left running must not eat the machine: the oldest
-			// traces go.
-			"--memory.max-traces=50000",
-			"--query.grpc-server.host-port=" + anywhere,
-			"--collector.otlp.http.host-port=" + anywhere,
-			"--collector.grpc-server.host-port=" + anywhere,
-			"--collector.http-server.host-port=" + anywhere,
-			"--http-server.host-port=" + anywhere,
-			"--processor.jaeger-binary.server-host-port=" + anywhere,
-			"--processor.jaeger-compact.server-host-port=" + anywhere,
-			"--processor.zipkin-compact.server-host-port=" + anywhere,
+		args:    []string{"--config=" + filepath.Join(root, "deploy", "components", "jaeger", "config.yaml")},
+		env: []string{
+			"JAEGER_OTLP_ENDPOINT=" + loopback(otlp),
+			"JAEGER_QUERY_ENDPOINT=" + loopback(query),
+			"JAEGER_QUERY_GRPC_ENDPOINT=" + loopback(ports[3]),
+			"JAEGER_HEALTH_ENDPOINT=" + loopback(health),
 		},
-		// Jaeger traces itself, to localhost:4317 whoever that may be. Here it does
-		// not.
-		env:   []string{"OTEL_TRACES_SAMPLER=always_off"},
-		ready: func(ctx context.Context) error { return get(ctx, http.DefaultClient, "http://"+loopback(admin)+"/") },
+		ready: func(ctx context.Context) error {
+			return get(ctx, http.DefaultClient, "http://"+loopback(health)+"/status")
+		},
 	})
 	if err != nil {
 		return err

@@ -2,11 +2,9 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -367,30 +365,17 @@ func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { ret
 // traceOf finds the trace of an audited request by the audit id on its span.
 func traceOf(ctx context.Context, t *testing.T, c *Cluster, event AuditEvent) (traceID string) {
 	t.Helper()
-	tags, err := json.Marshal(map[string]string{"audit-id": event.AuditID})
-	if err != nil {
-		t.Fatal(err)
-	}
+	jaeger := tracestore.Client{BaseURL: c.JaegerURL}
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet,
-			c.JaegerURL+"/api/traces?service=apiserver&lookback=1h&tags="+url.QueryEscape(string(tags)), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
+		now := time.Now()
+		found, err := jaeger.Find(ctx, tracestore.Search{
+			Service: "apiserver", Attributes: map[string]string{"audit-id": event.AuditID}, Start: now.Add(-time.Hour), End: now,
+		})
 		if err != nil {
 			t.Fatalf("find trace of request %s: %v", event.AuditID, err)
 		}
-		var found struct {
-			Data []struct{ TraceID string }
-		}
-		err = json.NewDecoder(resp.Body).Decode(&found)
-		resp.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(found.Data) > 0 {
-			return found.Data[0].TraceID
+		if len(found) > 0 {
+			return found[0]
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
