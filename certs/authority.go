@@ -165,7 +165,7 @@ func (a *Authority) Start(ctx context.Context) error {
 func (a *Authority) campaign(ctx context.Context) error {
 	// The Lease is given back when the elector's context ends, and that must be after the last write of ours.
 	election, resign := context.WithCancel(context.WithoutCancel(ctx))
-	election = klog.NewContext(election, logr.FromSlogHandler(a.o.Logger.Handler())) // what client-go has to say
+	election = klog.NewContext(election, logr.FromSlogHandler(electionLog{a.o.Logger.Handler()})) // what client-go has to say
 	defer resign()
 	var leading sync.Mutex // held while there is work
 	work, stop := context.WithCancel(ctx)

@@ -8,9 +8,11 @@ package certs
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
@@ -90,4 +92,26 @@ func (l *lease) wrote(record resourcelock.LeaderElectionRecord, asked time.Time)
 	if l.holder == l.Identity() {
 		l.renewed = asked
 	}
+}
+
+// electionLog writes down what client-go's elector has to say. It calls it an error when another candidate is faster:
+// that is an election.
+type electionLog struct{ slog.Handler }
+
+func (h electionLog) Handle(ctx context.Context, record slog.Record) error {
+	record.Attrs(func(attr slog.Attr) bool {
+		if err, ok := attr.Value.Any().(error); ok && (apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err)) {
+			record.Level = min(record.Level, slog.LevelInfo)
+		}
+		return true
+	})
+	return h.Handler.Handle(ctx, record)
+}
+
+func (h electionLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return electionLog{h.Handler.WithAttrs(attrs)}
+}
+
+func (h electionLog) WithGroup(name string) slog.Handler {
+	return electionLog{h.Handler.WithGroup(name)}
 }

@@ -1,10 +1,17 @@
 package certs
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
@@ -87,5 +94,24 @@ func TestATermEndsWithItsLease(t *testing.T) {
 				t.Errorf("held %t, lost %t, holder %q; want %t, %t, %q", l.held(), lost, stored.holder, test.held, test.lost, test.holder)
 			}
 		})
+	}
+}
+
+func TestThatAnotherCandidateWasFasterIsNoError(t *testing.T) {
+	leases := schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}
+	for _, test := range []struct {
+		err   error
+		level string
+	}{
+		{apierrors.NewAlreadyExists(leases, "tracehook-certs"), "INFO"},
+		{apierrors.NewConflict(leases, "tracehook-certs", errors.New("the object has been modified")), "INFO"},
+		{apierrors.NewForbidden(leases, "tracehook-certs", errors.New("no right")), "ERROR"},
+		{errors.New("connection refused"), "ERROR"},
+	} {
+		var log bytes.Buffer
+		logr.FromSlogHandler(electionLog{slog.NewTextHandler(&log, nil)}).WithName("elector").WithValues("lock", "a").Error(test.err, "Failed to update lease")
+		if !strings.Contains(log.String(), "level="+test.level+" ") {
+			t.Errorf("%v: %s, want level %s", test.err, &log, test.level)
+		}
 	}
 }

@@ -46,19 +46,24 @@ func (r *report) tell(ctx context.Context, log *slog.Logger, subject string, fin
 		if f.Severity < Warning {
 			continue
 		}
-		level, message := slog.LevelWarn, "a certificate needs attention"
+		level := slog.LevelWarn
 		switch {
 		case starting && passing(f.Code):
-			level, message = slog.LevelInfo, "waiting for a certificate that works"
+			level = slog.LevelInfo
 		case f.Severity >= Error:
 			level = slog.LevelError
 		}
-		said := message + " " + string(f.Code) + " " + f.Message
+		said := level.String() + " " + string(f.Code) + " " + f.Message
 		if text[said] = true; r.text[said] {
 			continue
 		}
-		log.LogAttrs(ctx, level, message, slog.String("subject", subject), slog.String("code", string(f.Code)),
-			slog.String("finding", f.Message), slog.String("means", f.Means), slog.String("remedy", f.Remedy))
+		attrs := []slog.Attr{slog.String("subject", subject), slog.String("code", string(f.Code)),
+			slog.String("finding", f.Message), slog.String("means", f.Means), slog.String("remedy", f.Remedy)}
+		if level == slog.LevelInfo {
+			log.LogAttrs(ctx, level, "waiting for a certificate that works", attrs...)
+		} else {
+			log.LogAttrs(ctx, level, "a certificate needs attention", attrs...)
+		}
 	}
 	if len(text) == 0 && len(r.text) > 0 {
 		log.LogAttrs(ctx, slog.LevelInfo, "certificates are well again", slog.String("subject", subject))

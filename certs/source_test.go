@@ -101,6 +101,25 @@ func TestSourceAndReadinessTellWhatTheyKnowInMetrics(t *testing.T) {
 	sameLines(t, points(t, reader), want)
 }
 
+// The Authority makes the Secret empty and fills it a moment later.
+func TestASecretThatIsStillEmptyIsAPartOfAFirstStart(t *testing.T) {
+	clients := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "tracehook-certs"}})
+	log := &lockedBuffer{}
+	source, err := certs.NewSecretSource(certs.SourceOptions{Clients: clients, Namespace: "team-a", Logger: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go func() { _ = source.Start(ctx) }()
+	for !strings.Contains(log.String(), "holds no certificate yet") && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if text := log.String(); !strings.Contains(text, "code=secret-missing") || strings.Contains(text, "level=ERROR") || strings.Contains(text, "level=WARN") {
+		t.Errorf("log:\n%s", text)
+	}
+}
+
 // A clock that jumps takes no certificate away: the pair is served, and what is wrong with it is told everywhere.
 func TestAPairIsServedWhateverTheClockSays(t *testing.T) {
 	ca := forge(t, nil, asCA("CA"))

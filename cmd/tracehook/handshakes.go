@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -20,6 +21,9 @@ import (
 
 	"github.com/tracehook/tracehook/webhook/limit"
 )
+
+// startPatience is how long a first start may take: an API server learns of a new caBundle a moment after us.
+const startPatience = 10 * time.Second
 
 // errNoCertificate stands before what keeps a server from having one.
 var errNoCertificate = errors.New("no certificate to serve")
@@ -58,6 +62,7 @@ var handshakeReasons = []struct{ reason, hint string }{
 type handshakes struct {
 	log     *slog.Logger
 	counter metric.Int64Counter
+	begun   time.Time
 	said    []limit.Records // by index of handshakeReasons
 }
 
@@ -71,7 +76,7 @@ func newHandshakes(log *slog.Logger, provider metric.MeterProvider) (*handshakes
 	for _, r := range handshakeReasons {
 		counter.Add(context.Background(), 0, failedFor(r.reason)) // so that the first one is seen to rise
 	}
-	return &handshakes{log: log, counter: counter, said: make([]limit.Records, len(handshakeReasons))}, nil
+	return &handshakes{log: log, counter: counter, begun: time.Now(), said: make([]limit.Records, len(handshakeReasons))}, nil
 }
 
 func failedFor(reason string) metric.MeasurementOption {
@@ -87,7 +92,11 @@ func (h *handshakes) failed(remote net.Addr, err error) {
 		if r.reason != reason {
 			continue
 		}
-		h.said[i].Log(context.Background(), h.log, slog.LevelWarn, "TLS handshake failed", func() []slog.Attr {
+		level := slog.LevelWarn
+		if time.Since(h.begun) < startPatience && (reason == handshakeUnknownAuthority || reason == handshakeBadCertificate) {
+			level = slog.LevelInfo
+		}
+		h.said[i].Log(context.Background(), h.log, level, "TLS handshake failed", func() []slog.Attr {
 			attrs := []slog.Attr{slog.String("remote", remote.String()), slog.Any("error", err)}
 			if r.hint != "" {
 				attrs = append(attrs, slog.String("hint", r.hint))

@@ -154,3 +154,27 @@ func TestLinesOfTheStandardLoggerAreKeptOneInAWhileOfEachKind(t *testing.T) {
 		t.Errorf("log:\n%s", text)
 	}
 }
+
+func TestHandshakesThatAFirstStartPassesThroughAreNoWarning(t *testing.T) {
+	alert := &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}
+	for _, test := range []struct {
+		err   error
+		age   time.Duration
+		level string
+	}{
+		{alert, 0, "INFO"},
+		{alert, startPatience, "WARN"},
+		{errors.New("tls: client offered only unsupported versions"), 0, "WARN"},
+	} {
+		var out lockedBuffer
+		h, err := newHandshakes(slog.New(slog.NewTextHandler(&out, nil)), sdkmetric.NewMeterProvider())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.begun = h.begun.Add(-test.age)
+		h.failed(&net.TCPAddr{}, test.err)
+		if !strings.Contains(out.String(), "level="+test.level) {
+			t.Errorf("%v after %s: %s, want level %s", test.err, test.age, out.String(), test.level)
+		}
+	}
+}

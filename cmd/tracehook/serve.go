@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os/signal"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/go-logr/logr"
@@ -116,7 +115,6 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 			{"trust", certificate.trusted},
 		},
 		warnings: certificate.warnings,
-		started:  new(atomic.Bool),
 	}
 	metrics, err := newMetricsServer(config.processConfig, withReason(certificate.get), telemetry.meterProvider, log)
 	if err != nil {

@@ -3,6 +3,7 @@ package deploy
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -166,6 +167,24 @@ spec:
 		}
 		return text.String()
 	}
+	annotated := func(object, owner string, keys int) func() { // with as many bytes as an API server takes without our stamp
+		annotations, left := map[string]string{}, 256<<10
+		for i := range keys {
+			key := fmt.Sprintf("k%06d", i)
+			annotations[key], left = "", left-len(key)
+		}
+		annotations["a"] = strings.Repeat("x", left-len("a"))
+		text, _ := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
+		return func() {
+			if owner != "" {
+				kubectl("patch", object, "--type=merge", "-p", `{"metadata":{"ownerReferences":[{"apiVersion":"example.org/v1","kind":"Gadget","name":"g","uid":"1","controller":true}]}}`)()
+			}
+			kubectl("patch", object, "--type=merge", "--patch-file", write(t, string(text)))()
+			if stamp := mustKubectl(t, "-n", "quiet", "get", object, "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`); stamp != "" {
+				t.Errorf("%s is full, and has the stamp %s", object, stamp)
+			}
+		}
+	}
 	status := func(resource string) func() {
 		return kubectl("patch", resource, "--subresource=status", "--type=merge", "-p", `{"status":{"observedGeneration":7}}`)
 	}
@@ -208,6 +227,13 @@ spec:
 		{"a large ConfigMap changed", apply(large("b")), cluster.WebhookName, true},
 		{"a large ConfigMap labelled", kubectl("label", "configmap/large", "a=b"), cluster.WebhookName, false},
 
+		{"a ConfigMap for many annotations", kubectl("create", "configmap", "full"), cluster.WebhookName, true},
+		{"no room for the stamp any more", annotated("configmap/full", "", 0), cluster.WebhookName, true},
+		{"a ConfigMap for many small annotations", kubectl("create", "configmap", "small"), cluster.WebhookName, true},
+		{"no room any more, and 4,000 annotations", annotated("configmap/small", "", 4000), cluster.WebhookName, true},
+		{"a ConfigMap for a controller", kubectl("create", "configmap", "owned"), cluster.WebhookName, true},
+		{"no room for the stamp of what a controller owns", annotated("configmap/owned", "g", 0), cluster.WebhookName, true},
+
 		{"variables for a Pod", pod("asks", "asks", ""), environmentWebhook, true},
 		{"variables for a Pod that refuses", pod("asks", "refuses", `tracehook.dev/inject-env: "false"`), environmentWebhook, false},
 		{"variables for a mirror Pod", pod("asks", "mirror", `kubernetes.io/config.mirror: "x"`), environmentWebhook, false},
@@ -223,6 +249,8 @@ spec:
 		{"a large spec labelled", kubectl("label", "gadget/g", "c=d"), customWebhook, false},
 		{"a custom resource of a group that ends in k8s.io", apply("apiVersion: queue.x-k8s.io/v1\nkind: Thing\nmetadata: {name: g}\nspec: {a: 1}\n"), customWebhook, true},
 		{"and another", apply("apiVersion: gateway.networking.k8s.io/v1\nkind: Thing\nmetadata: {name: g}\nspec: {a: 1}\n"), customWebhook, true},
+		{"a custom resource for many annotations", apply("apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: full}\n"), customWebhook, true},
+		{"no room for a custom resource's stamp", annotated("gadget/full", "", 0), customWebhook, true},
 		{"a custom resource's status", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"status":{"ready":true}}`), customWebhook, false},
 		{"a custom resource's label", kubectl("label", "gadget/g", "a=b"), customWebhook, false},
 		{"what is no custom resource", kubectl("create", "configmap", "d"), customWebhook, false},

@@ -142,12 +142,12 @@ func proven(t *testing.T) {
 	var last certs.Status
 	if err := certs.WatchStatus(ctx, shared.clients, namespace, certs.DefaultServingSecret, func(s certs.Status) bool {
 		last = s
-		return !(s.Settled && s.Proof != nil && s.Proof.Certainty == certs.Proven)
+		return !s.Settled || s.Proof == nil || s.Proof.Certainty != certs.Proven
 	}); err != nil || ctx.Err() != nil {
 		t.Fatalf("no settled proof: %v, %v, the last status is %+v", err, ctx.Err(), last)
 	}
-	if !slices.Contains(last.Proof.Servers, node.HostAddress+":6443") {
-		t.Errorf("proven at %v, want the API server at %s:6443", last.Proof.Servers, node.HostAddress)
+	if !slices.Contains(last.Proof.Servers, shared.RESTConfig.Host) {
+		t.Errorf("proven at %v, want %s", last.Proof.Servers, shared.RESTConfig.Host)
 	}
 }
 

@@ -182,6 +182,28 @@ func (d *deployment) rotate(ctx context.Context, t *testing.T, args ...string) {
 		t.Fatalf("certs rotate %s: %v\n%s\n%s", strings.Join(args, " "), err, out, d.logs())
 	}
 	progress(t, "certs rotate %s: %.1fs", strings.Join(args, " "), time.Since(begin).Seconds())
+
+	// Replicas learn of the new leaf by a watch.
+	secret, err := shared.clients.CoreV1().Secrets("tracehook-system").Get(ctx, certs.DefaultServingSecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(secret.Data["tls.crt"])
+	for _, w := range d.replicas {
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", w.Port))
+			if err == nil {
+				served := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
+				conn.Close()
+				if bytes.Equal(served.Raw, block.Bytes) {
+					break
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("a replica does not serve the new leaf 10 s after the rotation: %v\n%s", err, d.logs())
+			}
+		}
+	}
 }
 
 // seen is what the world sees of the certificates.
