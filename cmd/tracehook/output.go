@@ -41,14 +41,15 @@ type shownTrace struct {
 	Trace tracestore.Trace
 	Links []linkedTrace // what its spans link to
 	Page  string        // the store's own page; "" for none
-	Now   time.Time
+	// TraceURL leads to any trace, with {traceID} for its id; "" for nowhere.
+	TraceURL string
+	Now      time.Time
 }
 
 func (s shownTrace) report() report.Report {
 	r := report.Report{Title: s.Title, Generated: s.Now, Sections: []report.Section{{Trace: &s.Trace}}}
-	if s.Page != "" {
-		r.Sections[0].Facts = []report.Fact{{Name: "in the trace store", Value: s.Page}}
-	}
+	r.Sections[0].StoreURL = s.Page
+	r.TraceURL = s.TraceURL
 	for _, l := range s.Links {
 		r.Sections = append(r.Sections, report.Section{Heading: "Linked: trace " + l.Trace.ID, Text: l.why(), Trace: &l.Trace})
 	}

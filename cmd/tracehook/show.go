@@ -24,6 +24,7 @@ type showOptions struct {
 	Filters bool
 	Links   int
 	Timeout time.Duration
+	Open    bool
 }
 
 func newShowCommand() *cobra.Command {
@@ -38,7 +39,11 @@ TRACE-ID is what ` + "`tracehook trace`" + ` prints, or all of a traceparent, su
 object's annotation tracehook.dev/traceparent.
 
 A controller's work is a trace of its own, whose spans link to what caused it. --links 1
-shows the linked traces too, --links 2 also what these link to.`,
+shows the linked traces too, --links 2 also what these link to.
+
+--open shows the page in your browser, where links lead on, spans can be searched and the
+critical path is marked. It comes from the loopback interface, at an address that is good
+for one visit.`,
 		Example: `  tracehook show 2562366aa9a0f93a5df3eeacbd21c6b8 --store jaeger=http://localhost:16686
   tracehook show "$(kubectl get pod web -o jsonpath='{.metadata.annotations.tracehook\.dev/traceparent}')" --links 1`,
 		DisableFlagsInUseLine: true,
@@ -59,6 +64,7 @@ shows the linked traces too, --links 2 also what these link to.`,
 	f.StringVarP(&o.Output, "output", "o", "tree", "`FORMAT`: tree, json, none or html=FILE")
 	f.BoolVar(&o.Filters, "filters", false, "draw each filter of the API server, not all of them as one line")
 	f.IntVar(&o.Links, "links", 0, "how many steps to follow links to other traces")
+	f.BoolVar(&o.Open, "open", false, "show the page in your browser (BROWSER), served on the loopback interface until it is closed")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Second, "time for all questions to the store")
 	return cmd
 }
@@ -82,23 +88,30 @@ func showTrace(ctx context.Context, o showOptions, id string, getenv func(string
 	if store == nil {
 		return usageError(errors.New("which trace store? Give --store or " + storeVariable + ", such as jaeger=http://localhost:16686"))
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	asking, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	trace, err := store.Trace(ctx, id)
+	trace, err := store.Trace(asking, id)
 	switch {
 	case errors.Is(err, tracestore.ErrNotFound):
 		return fmt.Errorf("trace %s is not in the store: either nothing of it was exported there, or not yet (spans may take 5 s), or the store has dropped it", id)
 	case err != nil:
 		return err
 	}
-	shown := shownTrace{Title: titleOf(trace), Trace: trace, Page: store.Page(id), Now: now}
+	shown := shownTrace{Title: titleOf(trace), Trace: trace, Page: store.Page(id), TraceURL: store.Page(traceIDPlaceholder), Now: now}
 	var left int
-	shown.Links, left = followLinks(ctx, store, trace, o.Links)
+	shown.Links, left = followLinks(asking, store, trace, o.Links)
 	if err := output.write(stdout, shown, o.Filters); err != nil {
 		return err
 	}
 	if left > 0 {
 		fmt.Fprintf(stderr, "tracehook: %d more linked traces are not shown\n", left)
+	}
+	if o.Open {
+		page, err := openPage(shown, store, getenv("BROWSER"), stderr)
+		if err != nil {
+			return err
+		}
+		page.wait(ctx)
 	}
 	return nil
 }

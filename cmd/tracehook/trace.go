@@ -51,6 +51,7 @@ type traceOptions struct {
 	StoreTimeout time.Duration // more than 0
 	Output       string        // "": tree on a terminal, none elsewhere
 	Filters      bool          // draw each of the API server's filters
+	Open         bool          // the page in the browser
 }
 
 func (o traceOptions) validate() error {
@@ -125,6 +126,7 @@ calls. What the command prints, its exit code and the signals it gets stay as th
 	f.DurationVar(&options.StoreTimeout, "store-timeout", 3*time.Second, "how long to wait for the trace to arrive in the store")
 	f.StringVarP(&options.Output, "output", "o", "", "`FORMAT` in which the trace is shown on stderr: tree, json, none or html=FILE (default: tree on a terminal, else none)")
 	f.BoolVar(&options.Filters, "filters", false, "draw each filter of the API server, not all of them as one line")
+	f.BoolVar(&options.Open, "open", false, "then show the trace in your browser (BROWSER), on a page served on the loopback interface until it is closed")
 	f.DurationVar(&options.FlushTimeout, "flush-timeout", 5*time.Second, "how long the spans may take to be exported once the command has ended")
 	return cmd
 }
@@ -213,14 +215,22 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	outcome.Parentage = review.result()
 	outcome.Environment = telemetry.environment
 	outcome.ExportError = exportErrors.get()
-	if output.Form != "none" && outcome.Calls > 0 && outcome.Sampled {
-		outcome.Shown = o.show(ending, output, store, &own, outcome, stderr)
+	var shown shownTrace
+	if (output.Form != "none" || o.Open) && outcome.Calls > 0 && outcome.Sampled {
+		shown, outcome.Shown = o.show(ending, output, store, &own, outcome, stderr)
 	}
 	if o.TraceURL == "" && store != nil {
 		o.TraceURL = store.Page(traceIDPlaceholder)
 	}
 	for _, line := range outcome.report(o.TraceURL) {
 		fmt.Fprintln(stderr, line)
+	}
+	if o.Open && shown.Trace.ID != "" {
+		if page, err := openPage(shown, store, os.Getenv("BROWSER"), stderr); err != nil {
+			fmt.Fprintln(stderr, "tracehook:", printable(err.Error()))
+		} else {
+			page.wait(ending)
+		}
 	}
 	if outcome.ExitCode != exitOK {
 		return &exitError{code: outcome.ExitCode} // the command has said why
@@ -229,19 +239,19 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 }
 
 // show draws the trace, and returns what else there is to say about it.
-func (o traceOptions) show(ctx context.Context, output outputFormat, store *tracestore.Client, own *ownSpans, outcome traceOutcome, stderr io.Writer) []string {
+func (o traceOptions) show(ctx context.Context, output outputFormat, store *tracestore.Client, own *ownSpans, outcome traceOutcome, stderr io.Writer) (shownTrace, []string) {
 	wait := traceWait{Store: store, Linked: outcome.Parentage.whyNotContinued() != "", Timeout: o.StoreTimeout, Now: time.Now}
 	wait.Own, wait.Calls = own.trace(outcome.TraceID)
 	shown := shownTrace{Title: spanName(outcome.Command), Now: time.Now()}
 	var lines []string
 	shown.Trace, lines = wait.collect(ctx)
 	if store != nil {
-		shown.Page = store.Page(wait.Own.ID)
+		shown.Page, shown.TraceURL = store.Page(wait.Own.ID), store.Page(traceIDPlaceholder)
 	}
 	if err := output.write(stderr, shown, o.Filters); err != nil {
 		lines = append(lines, err.Error())
 	}
-	return lines
+	return shown, lines
 }
 
 // untilSignal is ctx until the next signal. It outlives the end of ctx: what is done after

@@ -16,8 +16,10 @@
 //	services   [{name, spans, self_us}]      self_us: time in which no child ran
 //	spans      in the order of the tree, parents first:
 //	           {span_id, parent_id, depth, lost, service, scope, scope_version,
-//	            name, kind, start, offset_us, duration_us, status,
-//	            status_message, attributes, events, links, resource}
+//	            name, kind, object, start, offset_us, duration_us, critical_us,
+//	            status, status_message, attributes, events, links, resource}
+//	object     the Kubernetes object that it is about, "configmaps/hello in default"
+//	critical_us  how much of it is on the critical path
 //	lost       "missing" or "cycle" for a span without its parent
 //	events     [{name, offset_us, attributes}]
 //	links      [{trace_id, span_id}]
@@ -96,9 +98,11 @@ type (
 		ScopeVersion  string          `json:"scope_version,omitempty"`
 		Name          string          `json:"name"`
 		Kind          string          `json:"kind,omitempty"`
+		Object        string          `json:"object,omitempty"`
 		Start         time.Time       `json:"start"`
 		Offset        int64           `json:"offset_us"`
 		Duration      int64           `json:"duration_us"`
+		Critical      int64           `json:"critical_us,omitempty"`
 		Status        string          `json:"status,omitempty"`
 		StatusMessage string          `json:"status_message,omitempty"`
 		Attributes    map[string]any  `json:"attributes,omitempty"`
@@ -165,8 +169,8 @@ func newDocumentTrace(l layout) *documentTrace {
 		span := documentSpan{
 			ID: r.ID, ParentID: r.ParentID, Depth: r.Depth,
 			Lost:    map[tracestore.Lost]string{tracestore.ParentMissing: "missing", tracestore.ParentCycle: "cycle"}[r.Lost],
-			Service: r.Service, Scope: r.Scope, ScopeVersion: r.ScopeVersion, Name: r.Name, Kind: r.Kind,
-			Start: r.Start.UTC(), Offset: r.Offset.Microseconds(), Duration: r.Duration.Microseconds(),
+			Service: r.Service, Scope: r.Scope, ScopeVersion: r.ScopeVersion, Name: r.Name, Kind: r.Kind, Object: r.Object,
+			Start: r.Start.UTC(), Offset: r.Offset.Microseconds(), Duration: r.Duration.Microseconds(), Critical: r.CriticalTime.Microseconds(),
 			Status: r.Status, StatusMessage: r.StatusMessage,
 			Attributes: plain(r.Attributes), Resource: plain(r.Resource),
 		}

@@ -82,6 +82,7 @@ type (
 		Section             int // its place in the data
 		Duration, Start     string
 		Spans, Errors, Lost string // "22 spans"; "" for none
+		StoreURL            string
 		Services            []pageService
 		Ticks               []pageTick
 		Rows                []pageRow
@@ -97,6 +98,7 @@ type (
 	}
 	pageRow struct {
 		ID, Service, Name, Kind  string
+		Object                   string
 		Duration, Offset         string
 		Label                    string // all of it, for a screen reader
 		Index                    int    // in the trace's data
@@ -106,7 +108,7 @@ type (
 		Guides, Beside           []string // the lines in the first line of the row and in others
 		Deeper                   bool     // than the guides show
 		Bar                      pageBar
-		Working                  []pageBar
+		Working, Critical        []pageBar
 		Events                   []string // where on the axis
 		Failed, Lost             bool
 		Message                  string // the error's, or what became of the parent
@@ -118,8 +120,7 @@ func newPage(r Report) page {
 	p := page{
 		Report: r,
 		Stamp:  stamp(r.Generated),
-		Policy: fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; img-src data:; base-uri 'none'; form-action 'none'",
-			policyHash(pageStyle), policyHash(pageScript)),
+		Policy: Policy(r),
 		Style:  template.CSS(pageStyle),
 		Script: template.JS(pageScript),
 		Data:   newDocument(r),
@@ -135,6 +136,7 @@ func newPage(r Report) page {
 				}
 			}
 			section.Trace = newPageTrace(i, l, colours)
+			section.Trace.StoreURL = s.StoreURL
 		}
 		for _, c := range s.Counters {
 			section.Counters = append(section.Counters, pageCounter{
@@ -145,6 +147,17 @@ func newPage(r Report) page {
 		p.Sections = append(p.Sections, section)
 	}
 	return p
+}
+
+// Policy is the page's content security policy: its own style, its own script, and of the
+// network only what a live page asks its own server for.
+func Policy(r Report) string {
+	policy := fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; img-src data:; base-uri 'none'; form-action 'none'",
+		policyHash(pageStyle), policyHash(pageScript))
+	if r.Live != "" {
+		policy += "; connect-src 'self'"
+	}
+	return policy
 }
 
 func policyHash(text string) string {
@@ -212,7 +225,7 @@ func shares(services []service, colours map[string]int) []pageService {
 
 func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
 	out := pageRow{
-		ID: trace + "-" + strconv.Itoa(i), Index: i, Service: r.Service, Name: r.Name, Colour: colour,
+		ID: trace + "-" + strconv.Itoa(i), Index: i, Service: r.Service, Name: r.Name, Object: r.Object, Colour: colour,
 		Duration: formatDuration(r.Duration), Offset: formatDuration(r.Offset),
 		Level: r.Depth + 1, Position: r.Position, SetSize: r.SetSize, Below: r.Below,
 		Bar:     bar(r.From, r.To),
@@ -239,6 +252,9 @@ func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
 	for _, w := range r.Working {
 		out.Working = append(out.Working, bar(w.From, w.To))
 	}
+	for _, c := range r.Critical {
+		out.Critical = append(out.Critical, bar(c.From, c.To))
+	}
 	for _, e := range r.Events {
 		out.Events = append(out.Events, percent(l.fraction(e.Time.Sub(l.Start))))
 	}
@@ -248,6 +264,12 @@ func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
 		out.Label += ", " + out.Kind
 	}
 	out.Label += fmt.Sprintf(", %s, starts at %s", out.Duration, out.Offset)
+	if out.Object != "" {
+		out.Label += ", about " + out.Object
+	}
+	if r.CriticalTime > 0 {
+		out.Label += ", on the critical path for " + formatDuration(r.CriticalTime)
+	}
 	if out.Failed {
 		out.Label += ", error"
 	}

@@ -21,6 +21,8 @@ type layout struct {
 	Ticks    []time.Duration // since Start; the first is 0
 	Errors   int             // spans with status error
 	Lost     int             // spans without their parent
+
+	critical map[*tracestore.Span][]interval
 }
 
 // row is one span and where it goes.
@@ -38,6 +40,10 @@ type row struct {
 	From, To float64
 	// Working are the parts of the bar in which none of the children ran.
 	Working []part
+	// Critical are the parts that lie on the critical path, and CriticalTime is their sum.
+	Critical     []part
+	CriticalTime time.Duration
+	Object       string // the Kubernetes object that the span is about; "" for none
 }
 
 // part is a piece of the time axis, from 0 to 1 like row.From.
@@ -83,6 +89,9 @@ func newLayout(trace tracestore.Trace, folded bool) layout {
 
 	forest := trace.Forest()
 	for i, root := range forest {
+		if i == 0 { // the others are lost, or another story
+			l.critical = criticalPath(root)
+		}
 		if folded {
 			root = foldFilters(root)
 		}
@@ -121,11 +130,15 @@ func (l *layout) add(n *tracestore.Node, guides []guide, position, setSize int) 
 		Span: n.Span, Lost: n.Lost,
 		Depth: len(guides), Guides: guides,
 		Position: position, SetSize: setSize,
-		Offset: offset,
-		From:   l.fraction(offset), To: l.fraction(offset + n.Span.Duration),
+		Offset: offset, Object: objectOf(n.Span),
+		From: l.fraction(offset), To: l.fraction(offset + n.Span.Duration),
 	})
 	for _, w := range working(n) {
 		l.Rows[at].Working = append(l.Rows[at].Working, part{l.fraction(w.from.Sub(l.Start)), l.fraction(w.to.Sub(l.Start))})
+	}
+	for _, w := range l.critical[n.Span] {
+		l.Rows[at].Critical = append(l.Rows[at].Critical, part{l.fraction(w.from.Sub(l.Start)), l.fraction(w.to.Sub(l.Start))})
+		l.Rows[at].CriticalTime += w.to.Sub(w.from)
 	}
 	below := 0
 	for i, child := range n.Children {

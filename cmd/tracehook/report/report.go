@@ -23,6 +23,13 @@ type Report struct {
 	Generated time.Time // shown in UTC
 	Facts     []Fact    // what it was made with: versions, addresses
 	Sections  []Section
+
+	// TraceURL is where the page links for traces that it does not hold; {traceID} stands
+	// for the id. "": nowhere.
+	TraceURL string
+	// Live is the address, on the page's own server, of server-sent events at which the page
+	// reads itself anew. "": it does not change.
+	Live string
 }
 
 // Section is one step of the story. Its parts appear in the order of the fields.
@@ -35,6 +42,8 @@ type Section struct {
 	Failed bool
 	Facts  []Fact // what was found, such as an annotation that was stored
 	Trace  *tracestore.Trace
+	// StoreURL is the trace's page in the trace store's own interface; "" for none.
+	StoreURL string
 	// Counters were read before and after.
 	Counters []Counter
 }

@@ -3,7 +3,8 @@
 // from the report's data. All text from outside goes in as text nodes.
 "use strict";
 (() => {
-	const data = JSON.parse(document.getElementById("data").textContent);
+	const page = document.documentElement.dataset;
+	let data;
 
 	const element = (name, className, ...children) => {
 		const e = document.createElement(name);
@@ -45,6 +46,22 @@
 		return t;
 	};
 
+	// A link leads to the trace in this page, else to where the page knows of.
+	const linkTo = (traceID) => {
+		const section = data.sections.findIndex((s) => s.trace && s.trace.trace_id === traceID);
+		const href = section >= 0 ? `#trace-${section + 1}` : page.trace && page.trace.replaceAll("{traceID}", encodeURIComponent(traceID));
+		if (!href) return document.createTextNode(`trace ${traceID}`);
+		const a = element("a", "", `trace ${traceID}`);
+		a.href = href;
+		a.rel = "noreferrer";
+		return a;
+	};
+	const linkTable = (links) => element("table", "links", element("tbody", "", ...links.map((l) => {
+		const head = element("th", "", linkTo(l.trace_id));
+		head.scope = "row";
+		return element("tr", "", head, element("td", "", `span ${l.span_id}`));
+	})));
+
 	const details = (span, trace) => {
 		const head = element("header", "",
 			element("h3", "", span.name || "(no name)"),
@@ -53,9 +70,11 @@
 		const attributes = Object.entries(span.attributes || {});
 		if (attributes.length) groups.append(group("Attributes", table(attributes)));
 		if (span.events) groups.append(group("Events, since the span's start", eventTable(span)));
-		if (span.links) groups.append(group("Links", table(span.links.map((l) => [`trace ${l.trace_id}`, `span ${l.span_id}`]))));
+		if (span.links) groups.append(group("Links", linkTable(span.links)));
 		groups.append(group("Span", table([
 			["kind", span.kind || "unset"],
+			...(span.object ? [["object", span.object]] : []),
+			["on the critical path", span.critical_us ? duration(span.critical_us) : "no"],
 			["status", span.status || "unset"],
 			...(span.status_message ? [["status message", span.status_message]] : []),
 			["start", span.start],
@@ -71,7 +90,16 @@
 		return box;
 	};
 
-	for (const grid of document.querySelectorAll(".waterfall")) {
+	const matches = (span, words) => {
+		const text = [span.service, span.name, span.kind, span.object, span.status, span.status_message, span.span_id,
+			...Object.entries(span.attributes || {}).flat()].join("\n").toLowerCase();
+		return words.every((word) => text.includes(word));
+	};
+
+	// What the reader has done to a trace, by the ids of spans, so that it outlives new data.
+	const kept = new Map();
+
+	const show = (grid) => {
 		const trace = data.sections[Number(grid.dataset.section)].trace;
 		const rows = [...grid.querySelectorAll(".row[data-span]")];
 		const level = (row) => Number(row.getAttribute("aria-level"));
@@ -112,6 +140,19 @@
 			refresh();
 		};
 
+		const spanOf = (row) => trace.spans[Number(row.dataset.span)];
+		const reveal = (row) => {
+			for (let above = parentOf(row); above; above = parentOf(above)) if (foldable(above)) above.setAttribute("aria-expanded", "true");
+			refresh();
+			visit(row, true);
+			row.scrollIntoView({block: "nearest"});
+		};
+		const parentOf = (row) => {
+			let i = rows.indexOf(row);
+			do i--; while (i >= 0 && level(rows[i]) >= level(row));
+			return rows[i];
+		};
+
 		const toggle = (row, open = !row.classList.contains("open")) => {
 			const box = row.querySelector(".details");
 			if (!open) {
@@ -128,7 +169,7 @@
 
 		grid.addEventListener("click", (event) => {
 			const row = event.target.closest(".row[data-span]");
-			if (!row || event.target.closest(".details")) return;
+			if (!row || event.target.closest(".details, a")) return;
 			visit(row, true);
 			if (event.target.closest(".fold")) fold(row, !expanded(row));
 			else if (!String(getSelection())) toggle(row);
@@ -160,12 +201,112 @@
 		});
 
 		const tools = grid.parentElement.querySelector(".tools");
+		const input = tools.querySelector("input");
+		const found = tools.querySelector(".found");
 		tools.hidden = false;
 		tools.addEventListener("click", (event) => {
 			const what = event.target.dataset.do;
-			if (!what) return;
-			for (const row of rows) if (foldable(row)) row.setAttribute("aria-expanded", String(what === "expand"));
-			refresh();
+			if (what === "critical") {
+				const pressed = grid.classList.toggle("only-critical");
+				event.target.setAttribute("aria-pressed", String(pressed));
+			} else if (what) {
+				for (const row of rows) if (foldable(row)) row.setAttribute("aria-expanded", String(what === "expand"));
+				refresh();
+			}
 		});
+		const search = () => {
+			const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+			grid.classList.toggle("searched", words.length > 0);
+			let hits = 0;
+			for (const row of rows) {
+				const hit = words.length > 0 && matches(spanOf(row), words);
+				row.classList.toggle("hit", hit);
+				if (hit) hits++;
+			}
+			found.textContent = words.length ? `${hits} of ${rows.length}` : "";
+		};
+		input.addEventListener("input", search);
+		input.addEventListener("keydown", (event) => {
+			if (event.key === "Escape" && input.value) {
+				input.value = "";
+				search();
+			} else if (event.key === "Enter") {
+				const hits = rows.filter((row) => row.classList.contains("hit"));
+				if (hits.length) reveal(hits[0]);
+			} else return;
+			event.preventDefault();
+		});
+		// In the tree, n and p lead to the next hit and to the one before.
+		grid.addEventListener("keydown", (event) => {
+			if (event.ctrlKey || event.metaKey || event.altKey || !rows.includes(event.target)) return;
+			const at = rows.indexOf(event.target), hits = rows.filter((row) => row.classList.contains("hit"));
+			if (event.key === "/") input.focus();
+			else if (event.key === "n") hits.length && reveal(hits.find((row) => rows.indexOf(row) > at) || hits[0]);
+			else if (event.key === "p") hits.length && reveal(hits.findLast((row) => rows.indexOf(row) < at) || hits[hits.length - 1]);
+			else return;
+			event.preventDefault();
+		});
+
+		const before = kept.get(trace.trace_id);
+		if (before) {
+			for (const row of rows) {
+				const id = spanOf(row).span_id;
+				if (before.folded.has(id) && foldable(row)) row.setAttribute("aria-expanded", "false");
+				if (before.open.has(id)) toggle(row, true);
+			}
+			input.value = before.search;
+			search();
+			if (before.critical) tools.querySelector("[data-do=critical]").click();
+			refresh();
+			const row = rows.find((row) => spanOf(row).span_id === before.current);
+			if (row && !row.hidden) visit(row, before.focused === "row");
+			if (before.focused === "search") input.focus();
+		}
+		return () => kept.set(trace.trace_id, {
+			folded: new Set(rows.filter((row) => foldable(row) && !expanded(row)).map((row) => spanOf(row).span_id)),
+			open: new Set(rows.filter((row) => row.classList.contains("open")).map((row) => spanOf(row).span_id)),
+			search: input.value, critical: grid.classList.contains("only-critical"), current: spanOf(current).span_id,
+			focused: document.activeElement === input ? "search" : grid.contains(document.activeElement) ? "row" : "",
+		});
+	};
+
+	let remember = [];
+	const start = () => {
+		data = JSON.parse(document.getElementById("data").textContent);
+		remember = [...document.querySelectorAll(".waterfall")].map(show);
+	};
+	start();
+
+	// A live page reads itself anew when its server says so, and says when that is over.
+	if (page.live) {
+		const say = (text) => {
+			const status = document.querySelector(".live");
+			status.textContent = text;
+			status.hidden = !text;
+		};
+		const renew = async () => {
+			const answer = await fetch(location.href.split("#")[0], {cache: "no-store"});
+			if (!answer.ok) return;
+			const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+			for (const keep of remember) keep();
+			for (const part of ["header.top", "main", "#data"]) document.querySelector(part).replaceWith(fresh.querySelector(part));
+			document.title = fresh.title;
+			start();
+		};
+		const events = new EventSource(page.live);
+		let turn = Promise.resolve();
+		events.addEventListener("changed", (event) => {
+			turn = turn.then(renew).then(() => say(event.data)).catch(() => say("the page could not be read anew"));
+		});
+		let over = "";
+		events.addEventListener("over", (event) => {
+			over = event.data; // and the connection stays: it tells the server that the page is open
+			turn = turn.then(() => say(over));
+		});
+		events.addEventListener("open", () => say(over));
+		events.onerror = () => {
+			if (over) events.close();
+			else say("tracehook has ended: this is the last that it told");
+		};
 	}
 })();
