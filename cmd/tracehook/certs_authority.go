@@ -68,7 +68,7 @@ func runAuthority(ctx context.Context, config authorityConfig, log *slog.Logger,
 	if err != nil {
 		return usageError(err)
 	}
-	telemetry, flush, err := startProcessTelemetry(ctx, "tracehook-certs", config.processConfig, 0, log)
+	telemetry, flush, err := startProcessTelemetry(ctx, "tracehook-certs", config.processConfig, telemetryOptions{}, log)
 	if err != nil {
 		return usageError(err)
 	}

@@ -50,7 +50,7 @@ admission call up.`,
 // serve runs until ctx ends and everything is drained and flushed.
 func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 	log := newLogger(stderr, config.LogLevel, config.LogFormat)
-	telemetry, flush, err := startProcessTelemetry(ctx, "tracehook", config.processConfig, config.MaxSampledRate, log)
+	telemetry, flush, err := startProcessTelemetry(ctx, "tracehook", config.processConfig, telemetryOptions{MaxSampledRate: config.MaxSampledRate}, log)
 	if err != nil {
 		return usageError(err)
 	}

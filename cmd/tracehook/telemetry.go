@@ -40,6 +40,8 @@ type telemetry struct {
 	propagator propagation.TextMapPropagator
 	// environment is what the OTEL_* variables say.
 	environment telemetryEnvironment
+	// flush returns when all spans that have ended are exported.
+	flush func(context.Context) error
 	// shutdown flushes what is queued and closes the exporters; it gives up when
 	// its context ends and then says what was lost.
 	shutdown func(context.Context) error
@@ -54,6 +56,11 @@ type telemetryOptions struct {
 	// MaxSampledRate caps the spans that start here sampled, in requests a second;
 	// 0 means no cap.
 	MaxSampledRate float64
+	// IDs makes the ids of spans; nil means random ones.
+	IDs sdktrace.IDGenerator
+	// Patient makes spans wait until they can be exported, and whoever makes them wait with them, until it is closed. Nil: spans are
+	// dropped instead, and nobody waits.
+	Patient <-chan struct{}
 	// Console receives what OTEL_TRACES_EXPORTER=console and OTEL_METRICS_EXPORTER=console print;
 	// nil means os.Stderr. It is never standard output, which is the command's.
 	Console io.Writer
@@ -66,6 +73,9 @@ type telemetryOptions struct {
 // maxExportBatchSize is the default. The SDK's of 512 takes a processor for milliseconds in which no
 // call is answered: `make bench` shows it in the 99th percentile.
 const maxExportBatchSize = 128
+
+// patientDelay is how long a span waits for others of its batch where nobody is slowed down by more batches.
+const patientDelay = 500 * time.Millisecond
 
 // mostAttributeBytes bounds an attribute's text where no variable does: 2048 spans wait in a queue, with what callers
 // made them hold.
@@ -88,6 +98,7 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 	t := &telemetry{
 		environment: environment,
 		propagator:  propagation.TraceContext{},
+		flush:       func(context.Context) error { return nil },
 		shutdown:    func(context.Context) error { return nil },
 	}
 	if environment.Disabled {
@@ -126,16 +137,26 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 		if os.Getenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") == "" {
 			batch = append(batch, sdktrace.WithMaxExportBatchSize(maxExportBatchSize))
 		}
+		if o.Patient != nil {
+			exporter = &patientExporter{exporter, o.OnError, o.Patient}
+			batch = append(batch, sdktrace.WithBlocking(), sdktrace.WithExportTimeout(0))
+			if os.Getenv("OTEL_BSP_SCHEDULE_DELAY") == "" {
+				batch = append(batch, sdktrace.WithBatchTimeout(patientDelay))
+			}
+		}
 		options = append(options, sdktrace.WithBatcher(exporter, batch...))
 	}
 	if o.Processor != nil {
 		options = append(options, sdktrace.WithSpanProcessor(o.Processor))
 	}
+	if o.IDs != nil {
+		options = append(options, sdktrace.WithIDGenerator(o.IDs))
+	}
 	if o.MaxSampledRate > 0 {
 		options = append(options, sdktrace.WithSampler(newCappedSampler(o.MaxSampledRate)))
 	}
 	tracerProvider := sdktrace.NewTracerProvider(options...)
-	t.tracerProvider = tracerProvider
+	t.tracerProvider, t.flush = tracerProvider, tracerProvider.ForceFlush
 	stopMetrics := t.shutdown
 	t.shutdown = func(ctx context.Context) error {
 		return errors.Join(tracerProvider.Shutdown(ctx), stopMetrics(ctx))
@@ -244,13 +265,9 @@ func newTelemetryErrorLog(log *slog.Logger) func(error) {
 }
 
 // startProcessTelemetry is startTelemetry for a command that goes on running; flush is for its end.
-func startProcessTelemetry(ctx context.Context, service string, config processConfig, maxSampledRate float64, log *slog.Logger) (_ *telemetry, flush func(), err error) {
-	t, err := startTelemetry(ctx, telemetryOptions{
-		ServiceName:    service,
-		Registry:       ctrlmetrics.Registry,
-		MaxSampledRate: maxSampledRate,
-		OnError:        newTelemetryErrorLog(log),
-	})
+func startProcessTelemetry(ctx context.Context, service string, config processConfig, o telemetryOptions, log *slog.Logger) (_ *telemetry, flush func(), err error) {
+	o.ServiceName, o.Registry, o.OnError = service, ctrlmetrics.Registry, newTelemetryErrorLog(log)
+	t, err := startTelemetry(ctx, o)
 	if err != nil {
 		return nil, nil, err
 	}

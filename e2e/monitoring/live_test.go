@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"net/http"
@@ -76,6 +77,7 @@ func TestARealPrometheusKnowsWhatRulesAndDashboardAskFor(t *testing.T) {
 	prometheus := startPrometheus(t, c, s.token(), []scrape{
 		{job: "tracehook", targets: []string{host(healthy.MetricsURL), host(deaf.MetricsURL), host(withoutSAN.MetricsURL), host(withoutSecret.MetricsURL)}},
 		{job: "tracehook", targets: []string{host(managed.MetricsURL)}, caFile: s.servingCA(), serverName: shippedServerName(t)},
+		{job: "tracehook-lifecycle", targets: []string{s.lifecycle()}},
 		{job: "apiserver", targets: []string{host(c.RESTConfig.Host)}, caFile: pki},
 		{job: "kube-scheduler", targets: []string{s.scheduler()}, caFile: pki},
 	})
@@ -407,6 +409,7 @@ func (s *stage) knock(w *cluster.Webhook) {
 func (s *stage) everyday() {
 	s.t.Helper()
 	s.call(3)
+	s.becomes()
 	s.apply(`{apiVersion: apps/v1, kind: Deployment, metadata: {name: owner, namespace: default}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: main, image: "app:1"}]}}}}`)
 	owner, err := s.clients.AppsV1().Deployments("default").Get(s.ctx, "owner", metav1.GetOptions{})
 	if err != nil {
@@ -429,6 +432,49 @@ func (s *stage) token() string {
 		s.t.Fatal(err)
 	}
 	return request.Status.Token
+}
+
+// lifecycle starts `tracehook lifecycle`.
+func (s *stage) lifecycle() (address string) {
+	s.t.Helper()
+	ports, err := cluster.FreePorts(1)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := s.c.Kubectl(s.ctx, "apply", "-f", filepath.Join(component, "..", "lifecycle", "rbac.yaml")); err != nil {
+		s.t.Fatal(err)
+	}
+	address = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	if _, err := s.c.StartTracehook(s.ctx, cluster.TracehookOptions{
+		Name: "tracehook-lifecycle", ServiceAccount: "tracehook-lifecycle", Args: []string{"lifecycle", "--health-probe-bind-address=0", "--metrics-bind-address=" + address},
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	return address
+}
+
+// becomes makes a Pod that is ready, one that was evicted, and a Deployment that is rolled out, as a kubelet and a controller
+// would have them.
+func (s *stage) becomes() {
+	s.t.Helper()
+	now := time.Now().UTC().Format(time.RFC3339)
+	stamp := fmt.Sprintf(`annotations: {tracehook.dev/traceparent: "00-%032x-%016x-01"}`, time.Now().UnixNano(), 1)
+	name := strings.ToLower(rand.Text())
+	pod := func(name string) string {
+		return fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: %s, namespace: default, %s}, spec: {nodeName: n, containers: [{name: main, image: 'app:1'}]}}", name, stamp)
+	}
+	s.apply(pod("ready-" + name))
+	s.apply(pod("evicted-" + name))
+	s.apply(fmt.Sprintf("{apiVersion: apps/v1, kind: Deployment, metadata: {name: %s, namespace: default, %s}, spec: {selector: {matchLabels: {a: c}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: main, image: 'app:1'}]}}}}", name, stamp))
+	for object, status := range map[string]string{
+		"pod/ready-" + name:   fmt.Sprintf(`{"phase":"Running","conditions":[{"type":"PodScheduled","status":"True","lastTransitionTime":%q},{"type":"Ready","status":"True","lastTransitionTime":%q}]}`, now, now),
+		"pod/evicted-" + name: `{"phase":"Failed","reason":"Evicted","message":"The node was low on resource: memory."}`,
+		"deployment/" + name:  fmt.Sprintf(`{"observedGeneration":1,"replicas":1,"updatedReplicas":1,"readyReplicas":1,"availableReplicas":1,"conditions":[{"type":"Progressing","status":"True","reason":"NewReplicaSetAvailable","lastUpdateTime":%q,"lastTransitionTime":%q}]}`, now, now),
+	} {
+		if _, err := s.c.Kubectl(s.ctx, "patch", object, "--subresource=status", "--type=merge", "-p", `{"status":`+status+`}`); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 }
 
 // scheduler starts a kube-scheduler that asks the API server who reads its /metrics, as it does in a cluster.

@@ -164,7 +164,7 @@ func (r *reading) container(status corev1.ContainerStatus, init bool, before tim
 // the deletion.
 func (r *reading) run(status corev1.ContainerStatus, name Name, restart int32, t *corev1.ContainerStateTerminated) {
 	failed := t.ExitCode != 0 || t.Signal != 0 || t.Reason != "" && t.Reason != "Completed"
-	if deleted := r.requested(); !deleted.IsZero() && !instant(t.FinishedAt).Before(deleted) && name == RunContainer {
+	if deleted := requested(r.pod); !deleted.IsZero() && !instant(t.FinishedAt).Before(deleted) && name == RunContainer {
 		return
 	}
 	s := Stage{Name: name, Container: status.Name, Restart: restart, Start: instant(t.StartedAt), End: instant(t.FinishedAt)}
@@ -258,8 +258,8 @@ func (r *reading) start(started time.Time, all bool) {
 	case phase == corev1.PodFailed:
 		s.End = latest(time.Time{}, instant(ready.LastTransitionTime), r.created)
 		s.Failure = failure(r.pod.Status.Reason, r.pod.Status.Message)
-	case !r.requested().IsZero() && started.IsZero():
-		s.End = r.requested()
+	case !requested(r.pod).IsZero() && started.IsZero():
+		s.End = requested(r.pod)
 		s.Failure = failure("Deleted", "the Pod was deleted before its containers had started")
 	case !started.IsZero() && all:
 		r.add(Stage{Name: BecomeReady, Start: started})
@@ -276,15 +276,15 @@ func (r *reading) wasReady(ready corev1.PodCondition) bool {
 
 // requested is when the deletion was asked for; zero: it was not. The API server stores that time plus
 // the grace.
-func (r *reading) requested() time.Time {
-	if r.pod.DeletionTimestamp == nil {
+func requested(pod *corev1.Pod) time.Time {
+	if pod.DeletionTimestamp == nil {
 		return time.Time{}
 	}
-	at := instant(*r.pod.DeletionTimestamp)
-	if grace := r.pod.DeletionGracePeriodSeconds; grace != nil {
+	at := instant(*pod.DeletionTimestamp)
+	if grace := pod.DeletionGracePeriodSeconds; grace != nil {
 		at = at.Add(-time.Duration(*grace) * time.Second)
 	}
-	return latest(time.Time{}, at, r.created)
+	return latest(time.Time{}, at, instant(pod.CreationTimestamp))
 }
 
 // end adds how the Pod goes.
@@ -300,7 +300,7 @@ func (r *reading) end() {
 		at := latest(time.Time{}, r.written, r.created)
 		r.add(Stage{Name: EvictPod, Start: at, End: at, Failure: failure(r.pod.Status.Reason, r.pod.Status.Message)})
 	}
-	if at := r.requested(); !at.IsZero() {
+	if at := requested(r.pod); !at.IsZero() {
 		r.add(Stage{Name: DeletePod, Start: at})
 	}
 }

@@ -1,0 +1,6 @@
+package lifecycle
+
+import "os"
+
+// many says that this is `make bench-lifecycle`, and no test.
+func many() bool { return os.Getenv("TRACEHOOK_BENCH_PODS") != "" }

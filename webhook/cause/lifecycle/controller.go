@@ -1,0 +1,419 @@
+package lifecycle
+
+// Controller: what the cluster says about objects in, spans out. Errors: of setting up, and what Run documents.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+const scopeName = "github.com/tracehook/tracehook/webhook/cause/lifecycle"
+
+const (
+	// DefaultMaxAge is how old a stage may be that is told, and how long after its cause it may end and still be in its
+	// trace: as long as a cause is handed down (webhook/doc.go).
+	DefaultMaxAge = time.Hour
+	// markEvery is how often a Mark is reached.
+	markEvery = 2 * time.Second
+	// mostWaiting stages wait for their turn; each has some 300 bytes.
+	mostWaiting = 16 << 10
+	// patience is how long the exporter may take nothing. What the informers hear meanwhile waits in memory.
+	patience = 2 * time.Minute
+	// lastFlush is how long the end may wait for the exporter.
+	lastFlush = 5 * time.Second
+	// mostEarly Events are kept of Pods that are not known yet: two watches are not in step.
+	mostEarly = 4 << 10
+)
+
+var (
+	// ErrBehind means that no span could be exported for two minutes. A Controller that starts from the last Mark tells what is
+	// missing.
+	ErrBehind = errors.New("spans are not exported")
+	// ErrMark means that the cluster is older than the Mark: it has been restored. Start without one.
+	ErrMark = errors.New("the cluster is older than what has been told")
+)
+
+// Options of a Controller. Client and Flush are needed.
+type Options struct {
+	// Client reads Pods, Deployments, StatefulSets, DaemonSets, Jobs and Events of all namespaces: list and watch.
+	Client kubernetes.Interface
+	// Keys are the annotations that hold the cause, as in cause.Of.
+	Keys []string
+	// Trust says what the cause is to the spans; "" means TrustParent.
+	Trust Trust
+	// MaxAge bounds what is told: nothing that ended longer ago; and what ends longer after its cause has a trace of its own,
+	// linked to it. 0 means DefaultMaxAge.
+	MaxAge time.Duration
+	// Mark is how far somebody has told before.
+	Mark Mark
+	// Told is called with each Mark that is reached. Nil: nobody needs it.
+	Told func(Mark)
+	// Flush returns when all spans that have ended are exported, with an error if they are not: ForceFlush of the SDK's
+	// provider.
+	Flush func(context.Context) error
+	// Now is the clock, for ages and for when a Pod is gone; nil means time.Now.
+	Now func() time.Time
+	// TracerProvider needs an IDGenerator that asks WantedIDs. Nil means OpenTelemetry's global one.
+	TracerProvider trace.TracerProvider
+	// MeterProvider receives the metrics; nil means OpenTelemetry's global one.
+	MeterProvider metric.MeterProvider
+	// Logger is told of starts and of what is missing; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// A Controller tells what becomes of the objects of a cluster. It keeps nothing but in memory. It runs once.
+type Controller struct {
+	o         Options
+	tracer    trace.Tracer
+	telemetry *telemetry
+	log       *slog.Logger
+	// waiting are stages in the order in which they were seen, and marks between them.
+	waiting chan told
+	synced  atomic.Bool
+	fail    context.CancelCauseFunc
+
+	mu    sync.Mutex
+	seen  Mark // the latest resource versions of which all stages are in waiting
+	lives map[string]*life
+	// early are stages of Pods that are not known yet, and the order in which they came.
+	early      map[string][]heard
+	earlyOrder []string
+}
+
+// life is what is known of an object that has a sampled cause. Others have a nil life.
+type life struct {
+	subject *subject
+	// changed says that the object was written after the Mark: what it says may not have been told.
+	changed bool
+	told    []trace.SpanID
+}
+
+// heard is what an Event told.
+type heard struct {
+	stage Stage
+	fresh bool
+}
+
+// told is a stage on its way, or a mark.
+type told struct {
+	subject *subject
+	stage   Stage
+	reached chan struct{}
+}
+
+// New returns a Controller. It calls nobody yet.
+func New(o Options) (*Controller, error) {
+	if o.Client == nil || o.Flush == nil {
+		return nil, errors.New("make controller: Client and Flush are needed")
+	}
+	switch o.Trust {
+	case "":
+		o.Trust = TrustParent
+	case TrustParent, TrustLink, TrustNone:
+	default:
+		return nil, fmt.Errorf("make controller: trust %q: want parent, link or none", o.Trust)
+	}
+	if o.MaxAge == 0 {
+		o.MaxAge = DefaultMaxAge
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.TracerProvider == nil {
+		o.TracerProvider = otel.GetTracerProvider()
+	}
+	if o.MeterProvider == nil {
+		o.MeterProvider = otel.GetMeterProvider()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Told == nil {
+		o.Told = func(Mark) {}
+	}
+	t, err := newTelemetry(o.MeterProvider)
+	if err != nil {
+		return nil, err
+	}
+	return &Controller{
+		o: o, telemetry: t, log: o.Logger, tracer: o.TracerProvider.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
+		waiting: make(chan told, mostWaiting), seen: Mark{}, lives: map[string]*life{}, early: map[string][]heard{},
+	}, nil
+}
+
+// Synced says whether everything that was there at the start has been read.
+func (c *Controller) Synced() bool { return c.synced.Load() }
+
+// Run tells until ctx ends; then what has been seen is told, and Run returns nil. Other ends are ErrBehind, ErrMark, and that the
+// API server could not be read.
+func (c *Controller) Run(ctx context.Context) error {
+	working, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	c.fail = stop
+	defer stop(nil)
+	go c.tell(working) // an exporter that takes nothing may hold it up for longer than Run lasts
+	watching, unwatch := context.WithCancel(working)
+	defer unwatch()
+	defer context.AfterFunc(ctx, unwatch)()
+
+	var group sync.WaitGroup
+	err := c.watch(watching, &group)
+	if err == nil {
+		c.synced.Store(true)
+		c.log.Info("everything that was there has been read", "objects", c.known(), "told_before", c.o.Mark.String())
+		for ctx.Err() == nil && working.Err() == nil {
+			c.reach(working)
+			select {
+			case <-ctx.Done():
+			case <-working.Done():
+			case <-time.After(markEvery):
+			}
+		}
+	}
+	unwatch()
+	group.Wait() // no more is seen
+	if err == nil && working.Err() == nil {
+		last, cancel := context.WithTimeout(working, lastFlush)
+		defer cancel()
+		c.reach(last)
+	}
+	stop(nil)
+	if cause := context.Cause(working); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (c *Controller) known() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.lives)
+}
+
+// watch starts all informers, and returns when they and the handlers have what was there.
+func (c *Controller) watch(ctx context.Context, group *sync.WaitGroup) error {
+	start := func(r resource) (cache.SharedIndexInformer, cache.ResourceEventHandlerRegistration, error) {
+		informer, err := r.informer(c.o.Client, c.o.Keys)
+		if err != nil {
+			return nil, nil, fmt.Errorf("watch %s: %w", r.name, err)
+		}
+		handled, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
+			AddFunc:    func(obj any, initial bool) { c.see(ctx, obj, initial) },
+			UpdateFunc: func(_, obj any) { c.see(ctx, obj, false) },
+			DeleteFunc: func(obj any) { c.gone(ctx, obj) },
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("watch %s: %w", r.name, err)
+		}
+		group.Go(func() { informer.RunWithContext(ctx) })
+		return informer, handled, nil
+	}
+	settled := func(r resource, informer cache.SharedIndexInformer, handled cache.ResourceEventHandlerRegistration) error {
+		if !cache.WaitForCacheSync(ctx.Done(), handled.HasSynced) {
+			return fmt.Errorf("watch %s: %w", r.name, context.Cause(ctx))
+		}
+		// A mark of later than now is of another cluster, or of this one before it was restored.
+		if now, ok := version(informer.LastSyncResourceVersion()); ok && now < c.o.Mark[r.name] {
+			return fmt.Errorf("%w: %s at %d, told up to %d", ErrMark, r.name, now, c.o.Mark[r.name])
+		}
+		return nil
+	}
+	var started []func() error
+	for _, r := range resources(c.o.Client) {
+		informer, handled, err := start(r)
+		if err != nil {
+			return err
+		}
+		started = append(started, func() error { return settled(r, informer, handled) })
+	}
+	for _, wait := range started {
+		if err := wait(); err != nil {
+			return err
+		}
+	}
+	r := events(c.o.Client)
+	informer, handled, err := start(r)
+	if err != nil {
+		return err
+	}
+	return settled(r, informer, handled)
+}
+
+// see takes what an object says now. initial is for what was there at the start.
+func (c *Controller) see(ctx context.Context, obj any, initial bool) {
+	k, ok := obj.(*kept)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer func() { c.seen[k.resource] = max(c.seen[k.resource], k.version) }()
+	mark, marked := c.o.Mark[k.resource]
+	fresh := !initial || !marked || k.version == 0 || k.version > mark
+	stages := k.stages
+	k.stages = nil // the store need not hold them
+	if k.resource == "events" {
+		for _, s := range stages {
+			c.hear(ctx, k.about, heard{s, fresh})
+		}
+		return
+	}
+	uid := string(k.UID)
+	l, before := c.lives[uid]
+	if k.subject == nil {
+		c.lives[uid] = nil
+		delete(c.early, uid)
+		return
+	}
+	if l == nil {
+		l = &life{subject: k.subject, changed: fresh}
+		c.lives[uid] = l
+	}
+	l.subject = k.subject
+	for _, s := range stages {
+		c.add(ctx, l, s, fresh)
+	}
+	if !before {
+		for _, h := range c.early[uid] {
+			c.add(ctx, l, h.stage, h.fresh || l.changed)
+		}
+		delete(c.early, uid)
+	}
+}
+
+// hear takes what an Event says of a Pod.
+func (c *Controller) hear(ctx context.Context, uid string, h heard) {
+	if l, known := c.lives[uid]; known {
+		if l != nil {
+			c.add(ctx, l, h.stage, h.fresh || l.changed)
+		}
+		return
+	}
+	if len(c.earlyOrder) >= mostEarly {
+		delete(c.early, c.earlyOrder[0])
+		c.earlyOrder = c.earlyOrder[1:]
+	}
+	c.early[uid] = append(c.early[uid], h)
+	c.earlyOrder = append(c.earlyOrder, uid)
+}
+
+// gone takes that an object is no more.
+func (c *Controller) gone(ctx context.Context, obj any) {
+	if missed, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = missed.Obj
+	}
+	k, ok := obj.(*kept)
+	if !ok || k.resource == "events" {
+		return
+	}
+	c.see(ctx, obj, false) // what it said at last
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	uid := string(k.UID)
+	l := c.lives[uid]
+	delete(c.lives, uid)
+	if l == nil || k.resource != "pods" {
+		return
+	}
+	now := c.o.Now()
+	deleted := Stage{Name: DeletePod, Start: l.subject.deleted, End: now, Resolution: time.Second}
+	c.add(ctx, l, sane(deleted), true)
+	c.add(ctx, l, sane(Stage{Name: StartPod, Start: l.subject.created, End: deleted.Start, Resolution: time.Second, Failure: failure("Deleted", "the Pod was deleted before it was ready")}), true)
+}
+
+// add hands a stage on that has ended and was not told yet.
+func (c *Controller) add(ctx context.Context, l *life, s Stage, fresh bool) {
+	if !s.Ended() || !l.subject.tells(c.o.Trust, s) {
+		return
+	}
+	id := SpanID(l.subject.cause, l.subject.uid, s)
+	if slices.Contains(l.told, id) {
+		return
+	}
+	l.told = append(l.told, id)
+	if !fresh {
+		return
+	}
+	if c.o.Now().Sub(s.End) > c.o.MaxAge {
+		c.telemetry.count("too_old", 1)
+		return
+	}
+	item := told{subject: l.subject, stage: s}
+	select {
+	case c.waiting <- item:
+		return
+	default:
+	}
+	select {
+	case c.waiting <- item:
+	case <-ctx.Done():
+	case <-time.After(patience):
+		c.fail(ErrBehind)
+	}
+}
+
+// tell makes spans, one after the other, in the order in which things were seen.
+func (c *Controller) tell(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case next := <-c.waiting:
+			if next.reached != nil {
+				close(next.reached)
+				continue
+			}
+			late := next.stage.End.Sub(next.subject.from) > c.o.MaxAge
+			span := next.subject.tell(c.tracer, c.o.Trust, late, next.stage)
+			c.telemetry.measure(next.subject, next.stage, span)
+		}
+	}
+}
+
+// reach waits until everything that has been seen is told and exported.
+func (c *Controller) reach(ctx context.Context) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, ErrBehind)
+	defer cancel()
+	reached := make(chan struct{})
+	c.mu.Lock()
+	mark := make(Mark, len(c.seen))
+	for resource, version := range c.seen {
+		mark[resource] = max(version, c.o.Mark[resource])
+	}
+	select {
+	case c.waiting <- told{reached: reached}:
+	case <-ctx.Done():
+	}
+	c.mu.Unlock()
+	select {
+	case <-reached:
+	case <-ctx.Done():
+	}
+	err := ctx.Err()
+	if err == nil {
+		err = c.o.Flush(ctx)
+	}
+	if err != nil {
+		if errors.Is(context.Cause(ctx), ErrBehind) {
+			c.fail(ErrBehind)
+		}
+		return
+	}
+	c.telemetry.reached.Record(ctx, c.o.Now().Unix())
+	c.o.Told(mark)
+}

@@ -1,0 +1,143 @@
+package lifecycle
+
+// What a Controller keeps of what it watches: an object in, its stages and a few words about it out. Of a Pod of 8 KB some 0.6 KB
+// are kept, and of one without a sampled cause half of that.
+
+import (
+	"context"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/tracehook/tracehook/webhook/cause"
+)
+
+// kept is what stays of an object in the informers' stores, which know it by its ObjectMeta.
+type kept struct {
+	metav1.ObjectMeta
+	resource string
+	version  uint64
+	// subject is nil where the object has no sampled cause.
+	subject *subject
+	// stages are for the handlers, which take them away. Of an Event it is one, and about whom.
+	stages []Stage
+	about  string
+}
+
+// resource is one kind of object that is watched.
+type resource struct {
+	name, kind string
+	prototype  runtime.Object
+	list       func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch      func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	stages     func(obj any, keys []string) []Stage
+	// fields narrows what is watched.
+	fields string
+}
+
+// untold are the commonest Events about Pods, which say nothing that a Pod does not say.
+const untold = "involvedObject.kind=Pod,reason!=Scheduled,reason!=Created,reason!=Started,reason!=Killing"
+
+func resources(c kubernetes.Interface) []resource {
+	return []resource{
+		watched("pods", "Pod", &corev1.Pod{}, c.CoreV1().Pods("").List, c.CoreV1().Pods("").Watch, func(p *corev1.Pod, _ []string) []Stage { return podStages(p) }),
+		watched("deployments", "Deployment", &appsv1.Deployment{}, c.AppsV1().Deployments("").List, c.AppsV1().Deployments("").Watch, func(d *appsv1.Deployment, keys []string) []Stage { return Deployment(d, cause.At(d, keys...)) }),
+		watched("statefulsets", "StatefulSet", &appsv1.StatefulSet{}, c.AppsV1().StatefulSets("").List, c.AppsV1().StatefulSets("").Watch, func(d *appsv1.StatefulSet, keys []string) []Stage { return StatefulSet(d, cause.At(d, keys...)) }),
+		watched("daemonsets", "DaemonSet", &appsv1.DaemonSet{}, c.AppsV1().DaemonSets("").List, c.AppsV1().DaemonSets("").Watch, func(d *appsv1.DaemonSet, keys []string) []Stage { return DaemonSet(d, cause.At(d, keys...)) }),
+		watched("jobs", "Job", &batchv1.Job{}, c.BatchV1().Jobs("").List, c.BatchV1().Jobs("").Watch, func(j *batchv1.Job, keys []string) []Stage { return Job(j, cause.At(j, keys...)) }),
+	}
+}
+
+// events come last: a Controller wants to know a Pod before it hears of it.
+func events(c kubernetes.Interface) resource {
+	r := watched("events", "Event", &corev1.Event{}, c.CoreV1().Events("").List, c.CoreV1().Events("").Watch, func(e *corev1.Event, _ []string) []Stage {
+		if s, ok := PodEvent(e); ok && s.Ended() {
+			return []Stage{s}
+		}
+		return nil
+	})
+	r.fields = untold
+	return r
+}
+
+// watched takes the type out of what differs by type.
+func watched[T any, L runtime.Object, P interface {
+	*T
+	runtime.Object
+	metav1.Object
+}](name, kind string, prototype P, list func(context.Context, metav1.ListOptions) (L, error), watch func(context.Context, metav1.ListOptions) (watch.Interface, error), stages func(P, []string) []Stage) resource {
+	return resource{
+		name: name, kind: kind, prototype: prototype, watch: watch,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) },
+		stages: func(obj any, keys []string) []Stage {
+			typed, ok := obj.(P)
+			if !ok {
+				return nil
+			}
+			return stages(typed, keys)
+		},
+	}
+}
+
+// informer watches r, all namespaces. It lists once, as a stream where the API server can (KEP-3157).
+func (r resource) informer(client kubernetes.Interface, keys []string) (cache.SharedIndexInformer, error) {
+	narrow := func(o *metav1.ListOptions) { o.FieldSelector = r.fields }
+	informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			narrow(&o)
+			return r.list(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			narrow(&o)
+			return r.watch(ctx, o)
+		},
+	}, client), r.prototype, 0, cache.Indexers{})
+	return informer, informer.SetTransform(func(obj any) (any, error) { return r.keep(obj, keys), nil })
+}
+
+// keep is the transform of an informer: it comes before the store, and again with what the store already holds.
+func (r resource) keep(obj any, keys []string) any {
+	o, ok := obj.(metav1.Object)
+	if _, again := obj.(*kept); again || !ok {
+		return obj
+	}
+	k := &kept{resource: r.name}
+	k.Name, k.Namespace, k.UID, k.ResourceVersion = o.GetName(), o.GetNamespace(), o.GetUID(), o.GetResourceVersion()
+	k.version, _ = version(k.ResourceVersion)
+	if e, ok := obj.(*corev1.Event); ok {
+		k.stages, k.about = r.stages(obj, nil), clone(string(e.InvolvedObject.UID))
+		return k
+	}
+	found, err := cause.Of(o, keys...)
+	if err != nil || !found.IsSampled() {
+		return k
+	}
+	k.subject = &subject{kind: r.kind, namespace: k.Namespace, name: k.Name, uid: string(k.UID), cause: found, own: ofItsOwn(o, found.SpanID().String(), keys), from: cause.At(o, keys...)}
+	if created := o.GetCreationTimestamp().Time; k.subject.from.Before(created) {
+		k.subject.from = created
+	}
+	if p, ok := obj.(*corev1.Pod); ok {
+		k.subject.node, k.subject.created, k.subject.deleted = clone(p.Spec.NodeName), instant(p.CreationTimestamp), requested(p)
+	}
+	k.stages = r.stages(obj, keys)
+	return k
+}
+
+// ofItsOwn says whether the span is the object's own `create <Kind>`.
+func ofItsOwn(o metav1.Object, spanID string, keys []string) bool {
+	if len(keys) == 0 {
+		keys = []string{cause.DefaultKey, cause.KEP5915Key}
+	}
+	for _, key := range keys {
+		if own := cause.Parse(o.GetAnnotations()[cause.CreateKey(key)], ""); own.IsValid() && own.SpanID().String() == spanID {
+			return true
+		}
+	}
+	return false
+}
