@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/follow"
 	"github.com/tracehook/tracehook/cmd/tracehook/report"
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
@@ -43,12 +44,13 @@ type shownTrace struct {
 	Page  string        // the store's own page; "" for none
 	// TraceURL leads to any trace, with {traceID} for its id; "" for nowhere.
 	TraceURL string
+	Followed []follow.Line // what became of what the command wrote
 	Now      time.Time
 }
 
 func (s shownTrace) report() report.Report {
 	r := report.Report{Title: s.Title, Generated: s.Now, Sections: []report.Section{{Trace: &s.Trace}}}
-	r.Sections[0].StoreURL = s.Page
+	r.Sections[0].StoreURL, r.Sections[0].Facts = s.Page, followed(s.Followed)
 	r.TraceURL = s.TraceURL
 	for _, l := range s.Links {
 		r.Sections = append(r.Sections, report.Section{Heading: "Linked: trace " + l.Trace.ID, Text: l.why(), Trace: &l.Trace})

@@ -28,8 +28,6 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"k8s.io/client-go/rest"
-
-	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // Exit codes as a shell gives them.
@@ -52,6 +50,10 @@ type traceOptions struct {
 	Output       string        // "": tree on a terminal, none elsewhere
 	Filters      bool          // draw each of the API server's filters
 	Open         bool          // the page in the browser
+
+	Follow        bool          // until what the command wrote is ready
+	FollowTimeout time.Duration // more than 0
+	WaitReady     bool          // exit code 1 where it does not become so
 }
 
 func (o traceOptions) validate() error {
@@ -63,6 +65,9 @@ func (o traceOptions) validate() error {
 	}
 	if o.StoreTimeout <= 0 {
 		return fmt.Errorf("--store-timeout %s: want more than 0", o.StoreTimeout)
+	}
+	if o.FollowTimeout <= 0 {
+		return fmt.Errorf("--follow-timeout %s: want more than 0", o.FollowTimeout)
 	}
 	return nil
 }
@@ -100,9 +105,15 @@ TRACEPARENT variable makes the command part of the trace that it names.
 
 When the command has ended, a terminal on stderr gets the trace as a tree. With
 --store it is all of the trace, from the client to etcd; without, the command's own
-calls. What the command prints, its exit code and the signals it gets stay as they are.`,
+calls. What the command prints, its exit code and the signals it gets stay as they are.
+
+--follow then goes on until the Pods, Deployments, StatefulSets, DaemonSets and Jobs that
+the command wrote are ready, have failed, or --follow-timeout is over: a line for each, and
+for each Pod, with what it does and why it does not go on. --wait-ready makes a roll-out
+that does not become ready exit code 1.`,
 		Example: `  tracehook trace -- kubectl create -f pod.yaml
   tracehook trace --store jaeger=http://localhost:16686 -- helm install web ./chart
+  tracehook trace --wait-ready --follow-timeout 2m -- kubectl rollout restart deployment/web
   tracehook trace -o html=trace.html -- kubectl apply -f shop.yaml`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -112,6 +123,7 @@ calls. What the command prints, its exit code and the signals it gets stay as th
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			options.Follow = options.Follow || options.WaitReady
 			if err := options.validate(); err != nil {
 				return usageError(err)
 			}
@@ -127,6 +139,9 @@ calls. What the command prints, its exit code and the signals it gets stay as th
 	f.StringVarP(&options.Output, "output", "o", "", "`FORMAT` in which the trace is shown on stderr: tree, json, none or html=FILE (default: tree on a terminal, else none)")
 	f.BoolVar(&options.Filters, "filters", false, "draw each filter of the API server, not all of them as one line")
 	f.BoolVar(&options.Open, "open", false, "then show the trace in your browser (BROWSER), on a page served on the loopback interface until it is closed")
+	f.BoolVar(&options.Follow, "follow", false, "go on until the Pods, Deployments, StatefulSets, DaemonSets and Jobs that the command wrote are ready or have failed")
+	f.DurationVar(&options.FollowTimeout, "follow-timeout", 5*time.Minute, "how long to follow them")
+	f.BoolVar(&options.WaitReady, "wait-ready", false, "follow them, and exit with 1 when the command succeeded and they do not become ready")
 	f.DurationVar(&options.FlushTimeout, "flush-timeout", 5*time.Second, "how long the spans may take to be exported once the command has ended")
 	return cmd
 }
@@ -215,43 +230,15 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	outcome.Parentage = review.result()
 	outcome.Environment = telemetry.environment
 	outcome.ExportError = exportErrors.get()
-	var shown shownTrace
-	if (output.Form != "none" || o.Open) && outcome.Calls > 0 && outcome.Sampled {
-		shown, outcome.Shown = o.show(ending, output, store, &own, outcome, stderr)
-	}
-	if o.TraceURL == "" && store != nil {
-		o.TraceURL = store.Page(traceIDPlaceholder)
-	}
-	for _, line := range outcome.report(o.TraceURL) {
-		fmt.Fprintln(stderr, line)
-	}
-	if o.Open && shown.Trace.ID != "" {
-		if page, err := openPage(shown, store, os.Getenv("BROWSER"), stderr); err != nil {
-			fmt.Fprintln(stderr, "tracehook:", printable(err.Error()))
-		} else {
-			page.wait(ending)
-		}
-	}
+	after := afterCommand{traceOptions: o, Output: output, Store: store, Own: &own, Stderr: stderr, Browser: os.Getenv("BROWSER"), Now: time.Now}
+	notReady := after.tell(ending, outcome)
 	if outcome.ExitCode != exitOK {
 		return &exitError{code: outcome.ExitCode} // the command has said why
 	}
+	if o.WaitReady && notReady {
+		return &exitError{code: exitFailed}
+	}
 	return nil
-}
-
-// show draws the trace, and returns what else there is to say about it.
-func (o traceOptions) show(ctx context.Context, output outputFormat, store *tracestore.Client, own *ownSpans, outcome traceOutcome, stderr io.Writer) (shownTrace, []string) {
-	wait := traceWait{Store: store, Linked: outcome.Parentage.whyNotContinued() != "", Timeout: o.StoreTimeout, Now: time.Now}
-	wait.Own, wait.Calls = own.trace(outcome.TraceID)
-	shown := shownTrace{Title: spanName(outcome.Command), Now: time.Now()}
-	var lines []string
-	shown.Trace, lines = wait.collect(ctx)
-	if store != nil {
-		shown.Page, shown.TraceURL = store.Page(wait.Own.ID), store.Page(traceIDPlaceholder)
-	}
-	if err := output.write(stderr, shown, o.Filters); err != nil {
-		lines = append(lines, err.Error())
-	}
-	return shown, lines
 }
 
 // untilSignal is ctx until the next signal. It outlives the end of ctx: what is done after
@@ -318,7 +305,10 @@ func (run tracedRun) do(ctx context.Context) (outcome traceOutcome, err error) {
 			// The command can do without us.
 			outcome.Past = err.Error()
 		} else {
-			defer way.close() // ends the spans of calls that are still open, before this one ends
+			defer func() {
+				way.close() // ends the spans of calls that are still open, before this one ends
+				outcome.Wrote, outcome.WroteMore = way.proxy.seen.Roots()
+			}()
 		}
 	}
 	child := exec.CommandContext(ctx, run.Executable, run.Command[1:]...)

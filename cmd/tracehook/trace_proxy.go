@@ -6,6 +6,7 @@ package main
 // goes nowhere; where an API server cannot be reached, trace_unreachable.go answers.
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -39,6 +40,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/follow"
 )
 
 const (
@@ -75,6 +78,7 @@ type traceProxy struct {
 	refused atomic.Int64 // requests without
 	passed  atomic.Bool  // an answer shows that the trace went on below the API server
 	failure firstError   // why an API server could not be asked, or did not answer to the end
+	seen    follow.Seen  // what the command wrote
 
 	kubeconfig  *userKubeconfig
 	users       map[[sha256.Size]byte]string // by the digest of the header Authorization
@@ -355,6 +359,10 @@ func (p *traceProxy) send(r *http.Request) (*http.Response, error) {
 	body.answered()
 	hungUp := &hungUpBody{ReadCloser: response.Body, ctx: r.Context(), failed: p.failure.add}
 	response.Body = onClose(hungUp, body.forget)
+	if path := strings.TrimPrefix(c.url.Path, strings.TrimSuffix(c.upstream.target.Path, "/")); follow.Wants(r.Method, path, c.url.RawQuery, response.StatusCode) {
+		kept := &answerHead{ReadCloser: response.Body, most: follow.MostAnswer}
+		response.Body = onClose(kept, func() { p.seen.Answer(path, kept.content.Bytes(), c.upstream.config) })
+	}
 	if mayHoldStamp(r.Method, response) && !p.passed.Load() {
 		response.Body = &stampFinder{ReadCloser: response.Body, root: p.span, sender: c.sender, found: &p.passed}
 	}
@@ -382,6 +390,19 @@ func (b *hungUpBody) Read(into []byte) (int, error) {
 	default:
 		b.failed(err)
 	}
+	return n, err
+}
+
+// answerHead keeps the beginning of what is read.
+type answerHead struct {
+	io.ReadCloser
+	most    int
+	content bytes.Buffer
+}
+
+func (b *answerHead) Read(into []byte) (int, error) {
+	n, err := b.ReadCloser.Read(into)
+	b.content.Write(into[:min(n, b.most-b.content.Len())])
 	return n, err
 }
 

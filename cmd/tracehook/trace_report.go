@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/follow"
 )
 
 // traceOutcome is how a traced run went.
@@ -23,6 +25,9 @@ type traceOutcome struct {
 	Refused           int64  // requests without a one-time token
 	KubeconfigChanged bool   // the temporary one, by the command
 	Unreachable       error  // why an API server did not answer, or not to the end
+
+	Wrote     []follow.Root // what can be followed of what the command wrote
+	WroteMore int           // how many more there are
 
 	Parentage   parentage
 	Passed      bool     // the trace was seen to go on below the API server
