@@ -3,17 +3,21 @@
 //	workload         waits for a signal, as the pause image does
 //	workload work    works a moment under the trace context of its environment, and ends
 //	workload serve   the same, and waits for a signal
+//	workload echo    answers each line of its standard input with "you said" and the line
+//	workload web     answers each HTTP request on port 8080 with the request's body, until a signal
 //
 // In: TRACEPARENT and TRACESTATE, as tracehook injects them, and OTEL_* of the OpenTelemetry SDK. Out: one span, and a
 // line of JSON that says what the environment held. Errors: on stderr, with exit code 1.
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -28,27 +32,55 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout); err != nil {
+	if err := run(os.Args[1:], os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "workload:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string, stdout io.Writer) error {
+func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	switch {
 	case len(args) == 0:
 	case args[0] == "work":
 		return work(ctx, stdout)
+	case args[0] == "echo":
+		return echo(stdin, stdout)
+	case args[0] == "web":
+		return web(ctx)
 	case args[0] == "serve":
 		if err := work(ctx, stdout); err != nil {
 			return err
 		}
 	default:
-		return fmt.Errorf("unknown command %q: there are work and serve", args[0])
+		return fmt.Errorf("unknown command %q: there are work, serve, echo and web", args[0])
 	}
 	<-ctx.Done()
+	return nil
+}
+
+func echo(stdin io.Reader, stdout io.Writer) error {
+	lines := bufio.NewScanner(stdin)
+	for lines.Scan() {
+		if _, err := fmt.Fprintln(stdout, "you said", lines.Text()); err != nil {
+			return fmt.Errorf("answer: %w", err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read a line: %w", err)
+	}
+	return nil
+}
+
+func web(ctx context.Context) error {
+	server := &http.Server{Addr: ":8080", ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(w, r.Body) // who hangs up has had enough
+	})}
+	context.AfterFunc(ctx, func() { _ = server.Close() })
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
 	return nil
 }
 

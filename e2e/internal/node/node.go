@@ -68,7 +68,7 @@ func Start(ctx context.Context, c *cluster.Cluster, o NodeOptions) (*Node, error
 		return nil, fmt.Errorf("start %s: %w", n.Name, err)
 	}
 	n.program, err = c.StartProgram(ctx, cluster.ProgramOptions{
-		Program: self, Name: n.Name, Isolated: true,
+		Program: self, Args: os.Args[1:], Name: n.Name, Isolated: true,
 		Env: []string{roleVariable + "=" + roleNode, configVariable + "=" + cfg},
 	})
 	if err != nil {
@@ -114,6 +114,11 @@ func ready(ctx context.Context, clients kubernetes.Interface, name string) error
 // podNetwork is where the Pods of a node get their addresses.
 func podNetwork(number int) string { return fmt.Sprintf("10.244.%d.0/24", number) }
 
+// Programs are what a node runs, by the names that e2e/controlplane/build.sh knows.
+func Programs() []string {
+	return []string{"kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr", "ptp", "host-local"}
+}
+
 // Kill ends the node and all that runs on it at once.
 func (n *Node) Kill() error { return n.program.Kill() }
 
@@ -140,7 +145,7 @@ type config struct {
 // configure writes the configurations of all that runs on a node, and returns the path of what first reads.
 func configure(c *cluster.Cluster, n *Node, o NodeOptions, state string) (path string, err error) {
 	cfg := config{Name: n.Name, IP: n.IP, State: state, Logs: c.Logs, Images: o.Images, Bin: map[string]string{}}
-	for _, program := range []string{"kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr", "ptp", "host-local"} {
+	for _, program := range Programs() {
 		if cfg.Bin[program], err = c.Binary(program); err != nil {
 			return "", err
 		}

@@ -107,8 +107,8 @@ func outside(o Options) (code int) {
 		}
 	}
 
-	// Ctrl-C goes to the run as well, and is its affair.
-	signal.Ignore(os.Interrupt)
+	// Ctrl-C goes to the run as well, and is its affair. What is ignored here would be ignored by all programs of the run.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	// The kernel ends the run when the thread that has started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
