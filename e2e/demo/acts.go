@@ -1,6 +1,6 @@
 package main
 
-// The two acts. In: the stage. Out: what the terminal shows, and the sections of the
+// The first two acts. In: the stage. Out: what the terminal shows, and the sections of the
 // report. Errors: anything that is not as the story says; a demo that shows something
 // else than it claims must fail.
 
@@ -69,7 +69,7 @@ func actOne(ctx context.Context, s *stage) error {
 		}
 		section.Trace = &trace
 		s.say("")
-		if err := report.Tree(s.terminal, trace, report.TreeOptions{Colour: s.colour, Services: services}); err != nil {
+		if err := s.draw(trace); err != nil {
 			return err
 		}
 		stamp, err := s.cluster.Kubectl(ctx, "get", show.object, "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`)

@@ -1,9 +1,11 @@
 // Command demo shows what tracehook is for, on a real control plane: one
-// `kubectl create` as one trace, and what a certificate without subject
-// alternative name does to it.
+// `kubectl create` as one trace, what a certificate without subject alternative
+// name does to it, and, where there can be a real node, one trace from kubectl to
+// the program in a container.
 //
 //	stage.go   starts everything and stops it
 //	acts.go    what is shown, in two acts
+//	pod.go     the last act, on a node
 //	publish.go the report, and how to go on with KEEP=1
 //
 // It reads KEEP (not empty: leave everything running until Ctrl-C) and OUT (where
@@ -19,9 +21,18 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+
+	"github.com/tracehook/tracehook/e2e/internal/cluster"
 )
 
+// lastAct is the argument by which this program plays its last act alone. Another follows: the file for what it has to
+// report.
+const lastAct = "last-act"
+
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == lastAct {
+		os.Exit(playLastAct(os.Args[2]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	out := cmp.Or(os.Getenv("OUT"), filepath.Join("out", "demo"))
@@ -32,7 +43,7 @@ func main() {
 }
 
 func run(ctx context.Context, out string, keep bool, terminal io.Writer) (err error) {
-	s, err := setUp(ctx, terminal)
+	s, err := setUp(ctx, terminal, cluster.Options{})
 	if err != nil {
 		return err
 	}
@@ -45,6 +56,9 @@ func run(ctx context.Context, out string, keep bool, terminal io.Writer) (err er
 		return err
 	}
 	if err := actTwo(ctx, s); err != nil {
+		return err
+	}
+	if err := actThree(ctx, s); err != nil {
 		return err
 	}
 	if err := publish(s, out); err != nil {

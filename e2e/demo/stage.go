@@ -30,12 +30,13 @@ type stage struct {
 	report    report.Report
 }
 
-// setUp starts everything that the acts need, in about ten seconds.
-func setUp(ctx context.Context, terminal io.Writer) (_ *stage, err error) {
+// setUp starts everything that the acts need, in about ten seconds. args are flags of `tracehook serve`.
+func setUp(ctx context.Context, terminal io.Writer, o cluster.Options, args ...string) (_ *stage, err error) {
 	s := &stage{terminal: terminal, colour: isTerminal(terminal)}
 	s.heading("Starting a control plane, a Collector, Jaeger and tracehook")
 	started := time.Now()
-	s.cluster, err = cluster.Start(ctx, cluster.Options{Controllers: true, Progress: terminal})
+	o.Controllers, o.Progress = true, terminal
+	s.cluster, err = cluster.Start(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +53,7 @@ func setUp(ctx context.Context, terminal io.Writer) (_ *stage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.webhook, err = s.cluster.StartWebhook(ctx, cluster.WebhookOptions{CertDir: s.certDir}); err != nil {
+	if s.webhook, err = s.cluster.StartWebhook(ctx, cluster.WebhookOptions{CertDir: s.certDir, Args: args}); err != nil {
 		return nil, err
 	}
 	if err := s.cluster.InstallWebhook(ctx, s.webhook.Port, bundle); err != nil {
@@ -126,6 +127,19 @@ func (s *stage) wait(ctx context.Context, id string, complete func(tracestore.Tr
 	client := tracestore.Client{BaseURL: s.cluster.JaegerURL}
 	return client.Wait(ctx, id, complete)
 }
+
+// draw shows a trace as a tree.
+func (s *stage) draw(t tracestore.Trace) error {
+	return report.Tree(s.terminal, t, report.TreeOptions{Colour: s.colour, Services: services})
+}
+
+// notShown says why there is no last act here.
+func (s *stage) notShown(why string) {
+	s.heading(lastHeading)
+	s.say("Not shown: it takes a real node, and here there can be none: %s.", why)
+}
+
+const lastHeading = "One trace, from kubectl to the program in a container"
 
 func (s *stage) say(format string, args ...any) {
 	fmt.Fprintf(s.terminal, format+"\n", args...)
