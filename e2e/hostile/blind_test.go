@@ -50,7 +50,7 @@ func slowly(t *testing.T, s *server, n int) {
 	go func() {
 		defer close(ended)
 		flood.Flood{Address: s.webhook, Callers: n, Within: time.Minute, Path: "/mutate?timeout=30s",
-			Body: padded(1000), Fast: 10, Pause: time.Second}.Run(ctx)
+			Body: flood.Padded(1000), Fast: 10, Pause: time.Second}.Run(ctx)
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -130,7 +130,7 @@ func TestWhoeverConnectsToTheSidePortsHoldsNothingUp(t *testing.T) {
 	for _, address := range []string{s.health, s.metrics} {
 		begin := time.Now()
 		tally := flood.Flood{Address: address, Plain: true, Callers: 20, Within: 20 * time.Second, Path: "/metrics",
-			Body: padded(100_000), Fast: 10, Pause: time.Second}.Run(t.Context())
+			Body: flood.Padded(100_000), Fast: 10, Pause: time.Second}.Run(t.Context())
 		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("slow bodies took %s: %s", took, tally)
 		}

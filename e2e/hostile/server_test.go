@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/e2e/internal/certificates"
+	"github.com/tracehook/tracehook/e2e/internal/flood"
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv("HOSTILE_ATTACK"); name != "" { // see attackFrom
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
-		fmt.Println(attacks()[name](ctx, &server{webhook: os.Getenv("HOSTILE_WEBHOOK"), health: os.Getenv("HOSTILE_HEALTH")}))
+		fmt.Println(flood.Attacks()[name](ctx, flood.Target{Webhook: os.Getenv("HOSTILE_WEBHOOK"), Probes: os.Getenv("HOSTILE_HEALTH"), Within: 10 * time.Second}))
 		return
 	}
 	os.Exit(m.Run())

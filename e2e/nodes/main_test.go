@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 const (
 	tracehookImage = "ghcr.io/tracehook/tracehook"
 	workloadImage  = "localhost/workload:test"
+	floodImage     = "localhost/flood:test"
 )
 
 func buildImages(dir string) error {
@@ -66,6 +67,7 @@ func buildImages(dir string) error {
 		"tracehook.tar": {Program: "cmd/tracehook", Name: tracehookImage, Tag: release},
 		"previous.tar":  {Program: "cmd/tracehook", Name: tracehookImage, Tag: "previous", Source: previous},
 		"workload.tar":  {Program: "e2e/workload", Name: "localhost/workload", Tag: "test"},
+		"flood.tar":     {Program: "e2e/flood", Name: "localhost/flood", Tag: "test"},
 	} {
 		image.Root = shared.root
 		if err := image.Build(filepath.Join(dir, file)); err != nil {
@@ -114,7 +116,7 @@ func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	begin := time.Now()
 	shared.nodes, err = node.StartAll(ctx, c, 2, node.NodeOptions{
 		Dir:     shared.dir,
-		Images:  []string{filepath.Join(shared.dir, "workload.tar"), filepath.Join(shared.dir, "tracehook.tar"), filepath.Join(shared.dir, "previous.tar")},
+		Images:  []string{filepath.Join(shared.dir, "workload.tar"), filepath.Join(shared.dir, "tracehook.tar"), filepath.Join(shared.dir, "previous.tar"), filepath.Join(shared.dir, "flood.tar")},
 		Pause:   workloadImage,
 		Tracing: filepath.Join(shared.root, "deploy", "nodes"),
 	})
