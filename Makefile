@@ -130,6 +130,11 @@ bench: otelcol ## What a call costs, beside a null handler and the usual webhook
 	@go run ./e2e/bench
 	@if [ -n "$${RECORD:-}" ]; then cp out/bench/table.md e2e/bench/result.md; cp out/bench/plot.svg e2e/bench/result.svg; fi
 
+.PHONY: bench-lifecycle
+bench-lifecycle: build ## `tracehook lifecycle` with PODS (default 50000) and 100 changes a second on a real API server: delay, memory, restart
+	@e2e/controlplane/build.sh etcd kube-apiserver kubectl
+	@TRACEHOOK_BENCH_PODS=$${PODS:-50000} go test -count=1 -timeout 2h -v -run TestManyPods ./e2e/lifecycle
+
 .PHONY: lint
 lint: $(BIN)/golangci-lint $(BIN)/actionlint ## Style, likely mistakes, who may import whom (.golangci.yml); the workflow files
 	@$(BIN)/golangci-lint run ./...

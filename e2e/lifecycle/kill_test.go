@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tracehook/tracehook/e2e/internal/story"
@@ -78,6 +80,56 @@ func TestKillingItAtAnyMomentLosesNothingAndDoublesNothing(t *testing.T) {
 	}
 	for _, d := range killed.differ {
 		t.Errorf("told again it is another span:\n%s", d)
+	}
+}
+
+func TestWhileNobodyTakesThemSpansWait(t *testing.T) {
+	k := kubelet{t}
+	to := newSink(t, "")
+	start(t, "patient", to, "--lease=tracehook-lifecycle")
+	to.server.Stop()
+	traceID := fmt.Sprintf("%032x", 0xfade)
+	p := k.pod("waits", "n4", traceID)
+	k.status(p, running(p))
+	k.remove(p) // what is seen of it now cannot be seen again
+	eventually(t, func() error {
+		_, err := shared.clients.CoreV1().Pods("default").Get(t.Context(), "waits", metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			return fmt.Errorf("the Pod is there: %v", err)
+		}
+		return nil
+	})
+	later := newSink(t, to.address)
+	eventually(t, func() error {
+		if got := lines(later.of(traceID, "waits")); !strings.Contains(got, "become ready") || !strings.Contains(got, "delete Pod") {
+			return fmt.Errorf("told %q", got)
+		}
+		return nil
+	})
+}
+
+// A cluster that was restored is older than its Lease says; and anybody may have written something else there.
+func TestAMarkThatCannotBeIsNotBelieved(t *testing.T) {
+	k := kubelet{t}
+	for i, mark := range []string{"pods=999999999999,events=999999999999", "tomorrow"} {
+		lease := fmt.Sprintf("doubtful-%d", i)
+		leaseFor(t, lease)
+		if _, err := shared.clients.CoordinationV1().Leases("tracehook-system").Create(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+			Name: lease, Annotations: map[string]string{"tracehook.dev/told": mark},
+		}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		traceID := fmt.Sprintf("%032x", 0xdead+i)
+		p := k.pod(lease, "n4", traceID)
+		k.status(p, running(p))
+		to := newSink(t, "")
+		start(t, lease, to, "--lease="+lease)
+		eventually(t, func() error {
+			if got := lines(to.of(traceID, lease)); !strings.Contains(got, "become ready") {
+				return fmt.Errorf("with the mark %q it told %q", mark, got)
+			}
+			return nil
+		})
 	}
 }
 

@@ -40,6 +40,7 @@ func install(ctx context.Context, c *cluster.Cluster) (err error) {
 	}
 	config := rest.CopyConfig(c.RESTConfig)
 	config.QPS = -1
+	config.ContentType = "application/vnd.kubernetes.protobuf"
 	if shared.clients, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
@@ -78,9 +79,9 @@ func start(t *testing.T, name string, to *sink, args ...string) *teller {
 		ports[i] = listener.Addr().String()
 		listener.Close()
 	}
-	env := []string{"POD_NAME=" + name}
+	env := []string{"POD_NAME=" + name, "GOMEMLIMIT=220MiB"} // as shipped
 	if to != nil {
-		env = append(env, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+to.address, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc")
+		env = append(env, "OTEL_SDK_DISABLED=false", "OTEL_TRACES_EXPORTER=otlp", "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+to.address, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc")
 	}
 	l := &teller{health: "http://" + ports[0], metrics: "http://" + ports[1] + "/metrics"}
 	var err error

@@ -22,6 +22,7 @@ import (
 type sink struct {
 	collector.UnimplementedTraceServiceServer
 	address string
+	server  *grpc.Server
 
 	mu     sync.Mutex
 	spans  map[string]span // by trace and span id
@@ -47,10 +48,10 @@ func newSink(t *testing.T, address string) *sink {
 		t.Fatal(err)
 	}
 	s.address = listener.Addr().String()
-	server := grpc.NewServer()
-	collector.RegisterTraceServiceServer(server, s)
-	t.Cleanup(server.Stop)
-	go func() { _ = server.Serve(listener) }() // ends with Stop
+	s.server = grpc.NewServer()
+	collector.RegisterTraceServiceServer(s.server, s)
+	t.Cleanup(s.server.Stop)
+	go func() { _ = s.server.Serve(listener) }() // ends with Stop
 	return s
 }
 
@@ -123,4 +124,11 @@ func lines(spans []span) string {
 func says(r io.Reader, text string) bool {
 	body, err := io.ReadAll(r)
 	return err == nil && strings.Contains(string(body), text)
+}
+
+// again is how many spans came that were there already.
+func (s *sink) again() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.twice
 }

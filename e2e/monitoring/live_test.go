@@ -461,7 +461,7 @@ func (s *stage) becomes() {
 	stamp := fmt.Sprintf(`annotations: {tracehook.dev/traceparent: "00-%032x-%016x-01"}`, time.Now().UnixNano(), 1)
 	name := strings.ToLower(rand.Text())
 	pod := func(name string) string {
-		return fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: %s, namespace: default, %s}, spec: {nodeName: n, containers: [{name: main, image: 'app:1'}]}}", name, stamp)
+		return fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: %s, namespace: default, %s}, spec: {nodeName: n1, containers: [{name: main, image: 'app:1'}]}}", name, stamp)
 	}
 	s.apply(pod("ready-" + name))
 	s.apply(pod("evicted-" + name))
