@@ -87,7 +87,7 @@ test-unit: ## Unit tests with the race detector (needs gcc)
 test-e2e: build controlplane ## End-to-end tests: the built binary on a real control plane, pages in real Chromium
 	@echo "==> end-to-end tests, against a real control plane"
 	@echo "    two packages at a time, as most of them wait; each is printed when it has ended, the longest after about 7 min"
-	@go test -count=1 -p 2 -timeout 25m -v $$(go list ./e2e/... | grep -v -e /e2e/rotation -e /e2e/nodes -e /e2e/hostile -e /e2e/bench)
+	@go test -count=1 -p 2 -timeout 25m -v $$(go list ./e2e/... | grep -v -e /e2e/rotation -e /e2e/nodes -e /e2e/internal/node -e /e2e/hostile -e /e2e/bench)
 	@echo "==> end-to-end tests that need the machine for themselves"
 	@go test -count=1 -p 1 -timeout 20m -v ./e2e/bench ./e2e/hostile
 
@@ -95,6 +95,7 @@ test-e2e: build controlplane ## End-to-end tests: the built binary on a real con
 .PHONY: test-nodes
 test-nodes: build controlplane ## As Pods on real nodes (Linux and root; elsewhere it says that it did not run, with CI=true it fails)
 	@echo "==> tests on real nodes"
+	@go test -count=1 -v ./e2e/internal/node
 	@go test -c -o out/nodes.test ./e2e/nodes
 	@cd e2e/nodes && TRACEHOOK_NODES=$(if $(CI),,optional) ../../out/nodes.test -test.v -test.timeout 20m
 

@@ -94,13 +94,13 @@ func (l *lease) wrote(record resourcelock.LeaderElectionRecord, asked time.Time)
 	}
 }
 
-// electionLog writes down what client-go's elector has to say. It calls it an error when another candidate is faster:
-// that is an election.
+// electionLog writes down what client-go's elector has to say. It calls it an error when another candidate is faster,
+// which is an election, and when it is told to stop.
 type electionLog struct{ slog.Handler }
 
 func (h electionLog) Handle(ctx context.Context, record slog.Record) error {
 	record.Attrs(func(attr slog.Attr) bool {
-		if err, ok := attr.Value.Any().(error); ok && (apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err)) {
+		if err, ok := attr.Value.Any().(error); ok && (apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) || errors.Is(err, context.Canceled)) {
 			record.Level = min(record.Level, slog.LevelInfo)
 		}
 		return true

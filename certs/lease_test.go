@@ -105,6 +105,7 @@ func TestThatAnotherCandidateWasFasterIsNoError(t *testing.T) {
 	}{
 		{apierrors.NewAlreadyExists(leases, "tracehook-certs"), "INFO"},
 		{apierrors.NewConflict(leases, "tracehook-certs", errors.New("the object has been modified")), "INFO"},
+		{context.Canceled, "INFO"},
 		{apierrors.NewForbidden(leases, "tracehook-certs", errors.New("no right")), "ERROR"},
 		{errors.New("connection refused"), "ERROR"},
 	} {

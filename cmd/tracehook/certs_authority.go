@@ -42,7 +42,7 @@ it: the ServiceAccount then has to list, create, patch and delete those.`,
 			}
 			log := newLogger(cmd.ErrOrStderr(), config.LogLevel, config.LogFormat)
 			var authority atomic.Pointer[certs.Authority]
-			ctx, stop := interruptible(cmd, func(text string) { log.Warn("ended by a signal", "what", text) }, func() []certs.Ref {
+			ctx, stop := interruptible(cmd, func(text string) { log.Info("ended by a signal", "what", text) }, func() []certs.Ref {
 				if a := authority.Load(); a != nil {
 					return a.Left()
 				}
@@ -72,6 +72,9 @@ func runAuthority(ctx context.Context, config authorityConfig, log *slog.Logger,
 	if err != nil {
 		return usageError(err)
 	}
+	// Until the end, or kubelet's readiness probe meets a closed port while the last spans are exported.
+	answering, stopAnswering := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAnswering()
 	defer flush()
 	authority, err := newAuthority(config.Cluster, cluster, telemetry, log)
 	if err != nil {
@@ -104,7 +107,7 @@ func runAuthority(ctx context.Context, config authorityConfig, log *slog.Logger,
 		return wrap("keep the certificates", authority.Start(working))
 	})
 	if probes != nil {
-		group.Go(func() error { return wrap("serve probes", probes.Start(beside)) })
+		group.Go(func() error { return wrap("serve probes", probes.until(beside, answering)) })
 	}
 	if metrics != nil {
 		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })

@@ -2,6 +2,10 @@ package main
 
 // Probes. In: checks. Out: /healthz (the process is alive) and /readyz (calls are welcome), with the reason if
 // not, and with what is wrong although they are. Errors: of making the metrics.
+//
+// /readyz?exclude=draining is for kubelets. A Pod that ends is out of its Service without our word, and "not ready" would
+// leave a Warning event of every rollout. While a last replica drains, kube-proxy goes on using it if it is ready
+// (https://kubernetes.io/docs/concepts/services-networking/service/, terminating endpoints).
 
 import (
 	"fmt"
@@ -26,14 +30,17 @@ type readiness struct {
 	checks []check
 	// warnings are what deserves a look though calls work.
 	warnings []func() []certs.Finding
+	// draining says that the server is about to stop, and still answers. Nil: it never is.
+	draining func() bool
 }
 
 func (p readiness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	status, lines := http.StatusOK, []string{"ok"}
+	excluded := p.draining != nil && p.draining() && r.URL.Query().Get("exclude") == "draining"
 	for _, c := range p.checks {
-		if c.ready == nil {
+		if c.ready == nil || excluded {
 			continue
 		}
 		if err := c.ready(r); err != nil {

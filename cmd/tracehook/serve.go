@@ -54,6 +54,9 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 	if err != nil {
 		return usageError(err)
 	}
+	// Until the end, or kubelet's readiness probe meets a closed port while the last spans are exported.
+	answering, stopAnswering := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAnswering()
 	serving := false
 	defer func() {
 		flush()
@@ -115,6 +118,7 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 			{"trust", certificate.trusted},
 		},
 		warnings: certificate.warnings,
+		draining: func() bool { return ctx.Err() != nil },
 	}
 	metrics, err := newMetricsServer(config.processConfig, withReason(certificate.get), telemetry.meterProvider, log)
 	if err != nil {
@@ -147,7 +151,7 @@ func serve(ctx context.Context, config serveConfig, stderr io.Writer) error {
 		group.Go(func() error { return wrap(keeper.doing, keeper.run(admission)) })
 	}
 	if probes != nil { // nil where the address is "0"
-		group.Go(func() error { return wrap("serve probes", probes.Start(beside)) })
+		group.Go(func() error { return wrap("serve probes", probes.until(beside, answering)) })
 	}
 	if metrics != nil {
 		group.Go(func() error { return wrap("serve metrics", metrics.Start(beside)) })

@@ -75,6 +75,18 @@ func newSideServer(name, address string, handler http.Handler, provider metric.M
 	return s, nil
 }
 
+// until answers until answering ends, and returns when done ends.
+func (s *sideServer) until(done, answering context.Context) error {
+	ended := make(chan error, 1)
+	go func() { ended <- s.Start(answering) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-done.Done():
+		return nil
+	}
+}
+
 // Start answers until ctx ends. What is under way then is of no value.
 func (s *sideServer) Start(ctx context.Context) error {
 	listener, err := net.Listen("tcp", s.address)

@@ -94,7 +94,7 @@ func TestTheProcessInAPodSeesTheTraceOfWhoeverMadeIt(t *testing.T) {
 	t.Run("a static Pod and its mirror", func(t *testing.T) {
 		node := shared.nodes[0]
 		file := filepath.Join(node.Manifests, "static.yaml")
-		text := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: static, namespace: injected, labels: {app: static}}, spec: %s}`, container("serve"))
+		text := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: static, namespace: injected, labels: {app: static}}\nspec: %s\n", container("serve"))
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -24,6 +24,9 @@ import (
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
+// ours selects the Pods of our own program.
+const ours = "app.kubernetes.io/name in (tracehook, tracehook-authority)"
+
 // stamp is the annotation that tracehook leaves on what it was called for.
 const stamp = "tracehook.dev/traceparent"
 
@@ -32,9 +35,8 @@ func TestOneFileInstallsEverything(t *testing.T) {
 	t.Cleanup(func() { uninstall(t) })
 	begin := time.Now()
 	kubectl(t, "apply", "-f", filepath.Join(shared.root, "deploy", "install.yaml"))
-	applied := time.Since(begin)
 	firstStamp(t)
-	t.Logf("from apply to the first stamped object: %.1fs, %.1fs of it kubectl's", time.Since(begin).Seconds(), applied.Seconds())
+	soon(t, begin)
 	rolledOut(t, "tracehook", "tracehook-authority")
 	t.Logf("all replicas Ready after %.1fs", time.Since(begin).Seconds())
 
@@ -226,10 +228,17 @@ func spansOfPods(t *testing.T, id string) {
 	}
 }
 
-// well wants no record at WARN or above of any Pod of tracehook's, and no Warning event about them.
+// well wants no record at WARN or above of any Pod of tracehook's, and no Warning event in its namespace.
 func well(t *testing.T) {
 	t.Helper()
-	for _, pod := range pods(t, "app.kubernetes.io/part-of=tracehook") {
+	quiet(t)
+	noWarnings(t, func(corev1.Event) bool { return true })
+}
+
+// quiet wants no record at WARN or above of any Pod of tracehook's that is there now.
+func quiet(t *testing.T) {
+	t.Helper()
+	for _, pod := range pods(t, ours) {
 		log := kubectl(t, "-n", namespace, "logs", pod.Name, "--all-containers")
 		if !strings.Contains(log, `"level":"INFO"`) {
 			t.Errorf("%s says nothing that can be read as a log:\n%s", pod.Name, log)
@@ -245,12 +254,17 @@ func well(t *testing.T) {
 			}
 		}
 	}
+}
+
+// noWarnings wants no Warning event among those that are looked at.
+func noWarnings(t *testing.T, lookedAt func(corev1.Event) bool) {
+	t.Helper()
 	events, err := shared.clients.CoreV1().Events(namespace).List(story.Within(t, 10*time.Second), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, event := range events.Items {
-		if event.Type == corev1.EventTypeWarning {
+		if event.Type == corev1.EventTypeWarning && lookedAt(event) {
 			t.Errorf("event %s about %s: %s (%d times)", event.Reason, event.InvolvedObject.Name, event.Message, event.Count)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
@@ -54,6 +55,9 @@ const (
 )
 
 func buildImages(dir string) error {
+	if err := noteSysctls(dir); err != nil {
+		return err
+	}
 	release, err := released()
 	if err != nil {
 		return err
@@ -63,6 +67,7 @@ func buildImages(dir string) error {
 	if err != nil {
 		return err
 	}
+	var images errgroup.Group
 	for file, image := range map[string]node.Image{
 		"tracehook.tar": {Program: "cmd/tracehook", Name: tracehookImage, Tag: release},
 		"previous.tar":  {Program: "cmd/tracehook", Name: tracehookImage, Tag: "previous", Source: previous},
@@ -70,9 +75,10 @@ func buildImages(dir string) error {
 		"flood.tar":     {Program: "e2e/flood", Name: "localhost/flood", Tag: "test"},
 	} {
 		image.Root = shared.root
-		if err := image.Build(filepath.Join(dir, file)); err != nil {
-			return err
-		}
+		images.Go(func() error { return image.Build(filepath.Join(dir, file)) })
+	}
+	if err := images.Wait(); err != nil {
+		return err
 	}
 	fmt.Fprintf(os.Stderr, "%-24s ready after %.1fs\n", "images", time.Since(begin).Seconds())
 	return nil

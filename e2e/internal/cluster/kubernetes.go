@@ -339,17 +339,21 @@ func (c *Cluster) startControllerManager(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
+	var nodes []string
+	if c.address != "" {
+		nodes = append(nodes, "--node-monitor-grace-period=20s") // instead of 50 s: a test waits for a node that vanishes
+	}
 	_, err = c.launch(ctx, launch{
 		program: "kube-controller-manager",
-		args: []string{
-			"--kubeconfig=" + kubeconfig,
-			"--root-ca-file=" + c.path("pki", "ca.crt"), // what ConfigMap kube-root-ca.crt of each namespace holds
-			"--leader-elect=false",                      // there is one
-			"--use-service-account-credentials=false",   // all controllers are one user, of system:masters
+		args: append(nodes,
+			"--kubeconfig="+kubeconfig,
+			"--root-ca-file="+c.path("pki", "ca.crt"), // what ConfigMap kube-root-ca.crt of each namespace holds
+			"--leader-elect=false",                    // there is one
+			"--use-service-account-credentials=false", // all controllers are one user, of system:masters
 			"--secure-port=0",
 			// For Secrets that ask for a ServiceAccount's token.
-			"--service-account-private-key-file=" + c.path("pki", "serviceaccounts.key"),
-		},
+			"--service-account-private-key-file="+c.path("pki", "serviceaccounts.key"),
+		),
 		// The first thing of its that anyone misses.
 		ready: func(ctx context.Context) error {
 			_, err := clients.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{})
