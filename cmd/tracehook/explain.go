@@ -12,10 +12,13 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -34,6 +37,9 @@ import (
 // mostExplained is how many objects one call explains: each costs some ten requests.
 const mostExplained = 100
 
+// storeTimeout is for all questions to the store about one object.
+const storeTimeout = 15 * time.Second
+
 // explainOptions are the flags of `explain`.
 type explainOptions struct {
 	cluster       *genericclioptions.ConfigFlags
@@ -42,6 +48,8 @@ type explainOptions struct {
 	allNamespaces bool
 	traceID       string
 	keys          []string
+	auditLogs     []string
+	store         storeFlags
 	print         *genericclioptions.PrintFlags
 }
 
@@ -54,6 +62,8 @@ func newExplainCommand() *cobra.Command {
 		Long: `Say why an object exists: which request caused it, which owners it came through,
 who wrote which of its fields last, and what became of it. This needs no more than
 an API server, and rights to read the object, its owners and its Events.
+With a trace store (--store) it also says which command it was, how long each step
+took and what was slowest; with the audit log (--audit-log), who it was.
 
 With --trace it is the other way round: which objects of the namespace (with -A of
 the cluster) carry a trace.
@@ -62,12 +72,13 @@ What is not known is at the end, with the source that would tell.`,
 		Example: `  tracehook explain pod/web-7d9c4-x2k
   tracehook explain deployment web -n shop -o json
   tracehook explain -f deployment.yaml
+  tracehook explain pod/web-7d9c4-x2k --store jaeger=http://localhost:16686 --audit-log '/var/log/kubernetes/audit*.log*'
   tracehook explain --trace 0af7651916cd43dd8448eb211c80319c -A`,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := interruptible(cmd, nil, nil)
 			defer stop()
-			return signalled(ctx, o.run(ctx, args, time.Now(), cmd.OutOrStdout()))
+			return signalled(ctx, o.run(ctx, args, time.Now(), cmd.InOrStdin(), cmd.OutOrStdout()))
 		},
 	}
 	f := cmd.Flags()
@@ -77,6 +88,8 @@ What is not known is at the end, with the source that would tell.`,
 	f.StringVarP(&o.selector, "selector", "l", "", "objects of the kind with these labels, as a `QUERY`")
 	f.BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "look in all namespaces; with --trace also at what has none")
 	f.StringSliceVar(&o.keys, "annotation-key", explain.DefaultKeys(), "`KEY` of an annotation that may hold a cause, as given to serve; give several in their order")
+	f.StringArrayVar(&o.auditLogs, "audit-log", nil, "`FILE` of the API server's audit log, which says who it was: plain or gzip'd, a pattern such as 'audit*.log*', or - for stdin; may be repeated")
+	o.store.bind(f)
 	o.print.AddFlags(cmd)
 	f.Lookup("output").Usage = "`FORMAT` of the answer: " + strings.Join(o.print.AllowedFormats(), ", ") + " (default text)"
 	_ = f.MarkHidden("show-managed-fields") // there is such a flag: AddFlags has made it
@@ -99,13 +112,17 @@ func (o *explainOptions) validate(args []string) error {
 		return errors.New("name an object, as KIND/NAME, KIND NAME or -f FILE, or a trace, as --trace ID")
 	case len(args) > 0 && len(o.files.Filenames) > 0:
 		return errors.New("name objects either by -f or as arguments, not both")
+	case slices.Contains(o.auditLogs, "-") && slices.Contains(o.files.Filenames, "-"):
+		return errors.New("stdin can be read once: -f - and --audit-log - do not go together")
+	case o.traceID != "" && len(o.auditLogs) > 0:
+		return errors.New("--trace needs no --audit-log")
 	case o.selector != "" && len(o.files.Filenames) > 0:
 		return errors.New("-l chooses among the objects of a kind: it does not go together with -f")
 	}
 	return nil
 }
 
-func (o *explainOptions) run(ctx context.Context, args []string, now time.Time, out io.Writer) error {
+func (o *explainOptions) run(ctx context.Context, args []string, now time.Time, in io.Reader, out io.Writer) error {
 	if err := o.validate(args); err != nil {
 		return usageError(err)
 	}
@@ -139,12 +156,34 @@ func (o *explainOptions) run(ctx context.Context, args []string, now time.Time, 
 	if err != nil {
 		return err
 	}
-	stories := make([]explain.Story, 0, len(objects))
+	store, err := o.store.open(os.Getenv)
+	if err != nil {
+		return usageError(err)
+	}
+	var known []explain.Known
+	var query explain.AuditQuery
 	for _, object := range objects {
-		stories = append(stories, explain.Join(look.Look(ctx, object)))
+		k := look.Look(ctx, object)
+		if store != nil {
+			asked, cancel := context.WithTimeout(ctx, storeTimeout)
+			k.Stored = k.Lookup(asked, store)
+			cancel()
+		}
+		known, query = append(known, k), query.Merge(k.AuditQuery())
+	}
+	var log *explain.AuditLog
+	if len(o.auditLogs) > 0 {
+		if log, err = until(ctx, func() (*explain.AuditLog, error) { return explain.ReadAudit(o.auditLogs, in, query) }); err != nil {
+			return usageError(fmt.Errorf("--audit-log: %w", err))
+		}
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err // what is there is not whole
+	}
+	var stories []explain.Story
+	for _, k := range known {
+		k.Audit = log
+		stories = append(stories, explain.Join(k))
 	}
 	return print.stories(out, stories)
 }
@@ -230,7 +269,11 @@ func (o *explainOptions) looker(config *rest.Config) (explain.Looker, error) {
 
 // find lists what carries a trace.
 func (o *explainOptions) find(ctx context.Context, config *rest.Config, namespace string, out io.Writer, print answers) error {
-	id, err := explain.ParseTraceID(o.traceID)
+	text, err := parseTraceID(o.traceID)
+	if err != nil {
+		return usageError(fmt.Errorf("--trace: %w", err))
+	}
+	id, err := trace.TraceIDFromHex(text)
 	if err != nil {
 		return usageError(fmt.Errorf("--trace: %w", err))
 	}

@@ -136,7 +136,7 @@ func (s *stage) draw(t tracestore.Trace) error {
 // notShown says why there is no last act here.
 func (s *stage) notShown(why string) {
 	s.heading(lastHeading)
-	s.say("Not shown: it takes a real node, and here there can be none: %s.", why)
+	s.say("Not shown here: it takes real nodes, and %s.", why)
 }
 
 const lastHeading = "One trace, from kubectl to the program in a container"

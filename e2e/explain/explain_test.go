@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What every answer has in common.
@@ -112,4 +113,59 @@ func TestAPodIsExplainedByTheCommandThatChangedItsDeployment(t *testing.T) {
 		want(t, explained(t, "-A", "--trace", second), `  Deployment chain/web +created .*`)
 		want(t, explained(t, "-n", "default", "--trace", second), `no object in namespace default carries trace `+second)
 	})
+}
+
+// What a kubelet writes of a Pod that becomes ready, and how it is told.
+func TestAPodThatBecameReadyIsToldWithItsStages(t *testing.T) {
+	ns := namespace(t, "ready")
+	mustKubectl(t, "create", "-f", manifest(t, "apiVersion: v1\nkind: Node\nmetadata: {name: worker}\nspec: {taints: [{key: only, value: ready, effect: NoSchedule}]}\n"))
+	t.Cleanup(func() { mustKubectl(t, "delete", "node", "worker", "--wait=false") })
+	mustKubectl(t, "patch", "node", "worker", "--subresource=status", "--type=merge", "-p",
+		`{"status":{"capacity":{"cpu":"8","memory":"8Gi","pods":"50"},"allocatable":{"cpu":"8","memory":"8Gi","pods":"50"},"conditions":[{"type":"Ready","status":"True"}]}}`)
+	id := traced(t, "-n", ns, "create", "-f", manifest(t, `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {tolerations: [{operator: Exists}], containers: [{name: web, image: "app:1"}]}}
+`))
+	mustKubectl(t, "-n", ns, "wait", "--for=create", "pod", "-l", "app=web", "--timeout=30s")
+	mustKubectl(t, "-n", ns, "wait", "--for=condition=PodScheduled", "pod", "-l", "app=web", "--timeout=30s")
+	pod := podsOf(t, ns, "web")[0]
+	uid := uidOf(t, ns, "pod/"+pod)
+	created, err := time.Parse(time.RFC3339, mustKubectl(t, "-n", ns, "get", "pod", pod, "-o", "jsonpath={.metadata.creationTimestamp}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(seconds int) string {
+		return created.Add(time.Duration(seconds) * time.Second).Format(time.RFC3339)
+	}
+	mustKubectl(t, "-n", ns, "create", "-f", manifest(t, `apiVersion: v1
+kind: Event
+metadata: {name: pulled}
+involvedObject: {kind: Pod, name: `+pod+`, namespace: `+ns+`, uid: `+uid+`, fieldPath: "spec.containers{web}"}
+type: Normal
+reason: Pulled
+message: 'Successfully pulled image "app:1" in 4.8s (4.8s including waiting). Image size: 12345678 bytes.'
+source: {component: kubelet}
+firstTimestamp: "`+in(5)+`"
+lastTimestamp: "`+in(5)+`"
+count: 1
+`))
+	mustKubectl(t, "-n", ns, "patch", "pod", pod, "--subresource=status", "-p", `{"status":{"phase":"Running","startTime":"`+in(0)+`","conditions":[{"type":"Ready","status":"True","lastTransitionTime":"`+in(6)+`"}],
+		"containerStatuses":[{"name":"web","image":"app:1","imageID":"app@1","ready":true,"restartCount":0,"started":true,"state":{"running":{"startedAt":"`+in(5)+`"}}}]}}`)
+	want(t, explained(t, "-n", ns, "pod/"+pod),
+		`  kubectl-create   `+clock+`   trace `+short(id),
+		`      └ Pod +created  `+offset+` +scheduled `+offset+` · pulled `+offset+` · started `+offset+` · ready `+offset,
+		`slowest      pull image web 4\.8 s \(Pod `+pod+`\)`,
+	)
+	// And one that ran out of memory again and again.
+	mustKubectl(t, "-n", ns, "patch", "pod", pod, "--subresource=status", "-p", `{"status":{"conditions":[{"type":"Ready","status":"False","lastTransitionTime":"`+in(9)+`"}],
+		"containerStatuses":[{"name":"web","image":"app:1","imageID":"app@1","ready":false,"restartCount":2,"started":false,"state":{"waiting":{"reason":"CrashLoopBackOff","message":"back-off 20s restarting failed container"}},
+		"lastState":{"terminated":{"exitCode":137,"reason":"OOMKilled","startedAt":"`+in(7)+`","finishedAt":"`+in(9)+`"}}}]}}`)
+	want(t, explained(t, "-n", ns, "deployment", "web"),
+		`Deployment web exists because of`,
+		`made         ReplicaSet web-\w+  1 of 1 Pods`,
+		`               Pod `+pod+`  restart container web: CrashLoopBackOff: back-off 20s restarting failed container; before: run container web: OOMKilled \(exit code 137\); 2 restarts`,
+	)
 }

@@ -46,7 +46,15 @@ func install(ctx context.Context, c *cluster.Cluster) (err error) {
 	if err != nil {
 		return err
 	}
-	return c.InstallWebhook(ctx, webhook.Port, bundle)
+	if err := c.InstallWebhook(ctx, webhook.Port, bundle); err != nil {
+		return err
+	}
+	// As deploy/components/custom-resources has it, for one group.
+	if _, err := c.Kubectl(ctx, "patch", "mutatingwebhookconfiguration/tracehook", "--type=json", "-p", `[{"op":"add","path":"/webhooks/0/rules/-","value":
+		{"operations":["CREATE","UPDATE"],"apiGroups":["shop.example"],"apiVersions":["*"],"resources":["*"],"scope":"Namespaced"}}]`); err != nil {
+		return err
+	}
+	return c.SetCABundle(ctx, bundle)
 }
 
 func mustKubectl(t *testing.T, args ...string) string {
@@ -115,16 +123,23 @@ func namespace(t *testing.T, name string) string {
 // want checks lines, each a regular expression of a whole line, in their order; others may stand between.
 func want(t *testing.T, text string, patterns ...string) {
 	t.Helper()
+	if missing := firstMissing(text, patterns...); missing != "" {
+		t.Fatalf("no line %s, or not in this order, in\n%s", missing, text)
+	}
+}
+
+func firstMissing(text string, patterns ...string) string {
 	lines := strings.Split(text, "\n")
 	at := 0
 	for _, pattern := range patterns {
-		re := regexp.MustCompile(`^` + pattern + `$`)
+		re := regexp.MustCompile(`^(` + pattern + `)$`)
 		for at < len(lines) && !re.MatchString(lines[at]) {
 			at++
 		}
 		if at == len(lines) {
-			t.Fatalf("no line %s, or not in this order, in\n%s", pattern, text)
+			return pattern
 		}
 		at++
 	}
+	return ""
 }

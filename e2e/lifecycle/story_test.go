@@ -11,8 +11,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tracehook/tracehook/e2e/internal/story"
@@ -115,11 +117,33 @@ func TestWhatCannotStartSaysWhy(t *testing.T) {
 	k := kubelet{t}
 	to := newSink(t, "")
 	start(t, "why", to, "--lease=tracehook-lifecycle")
-	for _, test := range []struct {
+	for i, test := range []struct {
 		name, node, want string
 		happens          func(*corev1.Pod)
 	}{
 		{"no-node", "", "Pod\nschedule Unschedulable\n", func(*corev1.Pod) {}},
+		{"no-volume-yet", "", "Pod\nbind volume claim\nschedule Unschedulable\n", func(p *corev1.Pod) {
+			claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data", Namespace: "default"}, Spec: corev1.PersistentVolumeClaimSpec{
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: new(string),
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+			}}
+			claim, err := shared.clients.CoreV1().PersistentVolumeClaims("default").Create(t.Context(), claim, metav1.CreateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { mustKubectl(t, "delete", "pvc/data", "pv/disk", "--wait=false", "--ignore-not-found") })
+			eventually(t, func() error { // it is not told if it held nothing up: the API has whole seconds
+				if age := time.Since(claim.CreationTimestamp.Time); age < 2*time.Second {
+					return fmt.Errorf("the claim is %s old", age)
+				}
+				return nil
+			})
+			if _, err := shared.clients.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "disk"}, Spec: corev1.PersistentVolumeSpec{
+				AccessModes: claim.Spec.AccessModes, Capacity: claim.Spec.Resources.Requests, PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/x"}},
+			}}, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}},
 		{"no-image", "n2", "Pod\nback off app ImagePullBackOff\nprepare sandbox\npull image app ErrImagePull\n", func(p *corev1.Pod) {
 			k.status(p, prepared(p, waiting("app", "ErrImagePull", 0, nil)))
 			k.event(p, "Failed", `Failed to pull image "app:1": not found`, 3)
@@ -135,8 +159,15 @@ func TestWhatCannotStartSaysWhy(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			traceID := fmt.Sprintf("%032x", 1000+len(test.want))
-			p := kubelet{t}.pod(test.name, test.node, traceID)
+			traceID := fmt.Sprintf("%032x", 1000+i)
+			p := newPod(test.name, test.node, traceID)
+			if test.name == "no-volume-yet" {
+				p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+			}
+			p, err := shared.clients.CoreV1().Pods("default").Create(t.Context(), p, metav1.CreateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
 			test.happens(p)
 			eventually(t, func() error {
 				if got := lines(to.of(traceID, p.Name)); got != test.want {

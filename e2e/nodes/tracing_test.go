@@ -4,6 +4,9 @@ package nodes
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,4 +65,39 @@ func TestWhatKubeletAndContainerdDidForAPodIsFoundByItsUID(t *testing.T) {
 		spans += len(trace.Spans)
 	}
 	t.Logf("a Pod with one container: %d spans in the trace that starts it; %d in all %d traces of its first %.1f s", len(trace.Spans), spans, len(traces), time.Since(begin).Seconds())
+}
+
+// The demo's Job, with tracehook as it is shipped: the trace goes from the command to the program in the container.
+func TestAJobIsOneTraceDownToTheProgramInItsContainer(t *testing.T) {
+	install(t, "overlays/split")
+	job, err := os.ReadFile(filepath.Join(shared.root, "e2e", "demo", "job.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "job.yaml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(job), "localhost/workload:demo", workloadImage)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kubectl(t, "delete", "job/hello", "--wait=false") })
+	id := traced(t, "create", "-f", file)
+	kubectl(t, "wait", "job/hello", "--for=condition=Complete", "--timeout=50s")
+	client := tracestore.Client{BaseURL: shared.JaegerURL}
+	if _, err := client.Wait(story.Within(t, 30*time.Second), id, func(trace tracestore.Trace) error {
+		return tree.Match(trace, tree.Want{
+			Service: "kubectl", Kind: tracestore.KindInternal, Children: []tree.Want{
+				{Service: "apiserver", Name: "Create", Descendant: true, Children: []tree.Want{
+					{Service: "apiserver", Name: "Call mutating webhook", Children: []tree.Want{
+						{Service: "tracehook", Name: "POST /mutate", Descendant: true, Children: []tree.Want{
+							{Service: "hello", Name: "work"},
+						}},
+					}},
+					{Service: "apiserver", Name: "Create etcd3", Children: []tree.Want{
+						{Service: "etcd", Kind: tracestore.KindServer, Descendant: true},
+					}},
+				}},
+			},
+		})
+	}); err != nil {
+		t.Error(err)
+	}
 }

@@ -5,6 +5,7 @@ package explain
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,25 +38,40 @@ func writersOf(object metav1.Object) []Writer {
 }
 
 // requestOf finds the write that stored a cause at that time; nil where managedFields have none of then: the same
-// manager has written again.
-func requestOf(object metav1.Object, at time.Time) *Request {
-	var found *Request
-	var apart time.Duration
+// manager has written again. Of several in the same second, whoever created the object wrote most of its fields, and changed is
+// true for a cause that is not the creation.
+func requestOf(object metav1.Object, at time.Time, changed bool) *Request {
+	var candidates []*Request
+	nearest := mostApart
 	for _, entry := range object.GetManagedFields() {
 		if entry.Time == nil || entry.Subresource != "" {
 			continue // a stamp is stored with the object itself
 		}
 		distance := entry.Time.Sub(at.Truncate(time.Second)).Abs()
-		if distance > mostApart {
+		if distance > nearest {
 			continue
+		}
+		if distance < nearest {
+			nearest, candidates = distance, nil
 		}
 		r := &Request{Manager: entry.Manager, Operation: string(entry.Operation), At: new(entry.Time.UTC())}
 		r.Fields, r.FieldSum = fieldsOf(entry, isWanted)
-		if found == nil || distance < apart || distance == apart && found.FieldSum == 0 {
-			found, apart = r, distance
+		candidates = append(candidates, r)
+	}
+	if len(candidates) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(candidates, func(a, b *Request) int { return cmp.Compare(b.FieldSum, a.FieldSum) })
+	r := candidates[0]
+	if changed && len(candidates) > 1 && r.At.Sub(object.GetCreationTimestamp().Time) <= time.Second {
+		r = candidates[1]
+	}
+	for _, other := range candidates {
+		if other != r {
+			r.Or = append(r.Or, other.Manager)
 		}
 	}
-	return found
+	return r
 }
 
 // isWanted says whether a field is part of what somebody wants of the object.

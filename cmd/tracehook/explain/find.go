@@ -63,19 +63,6 @@ type Carrier struct {
 	Created time.Time  `json:"created"`
 }
 
-// ParseTraceID reads a trace id, or a whole traceparent.
-func ParseTraceID(text string) (trace.TraceID, error) {
-	id := strings.ToLower(strings.TrimSpace(text))
-	if parts := strings.Split(id, "-"); len(parts) == 4 && len(parts[0]) == 2 {
-		id = parts[1]
-	}
-	parsed, err := trace.TraceIDFromHex(id)
-	if err != nil {
-		return trace.TraceID{}, fmt.Errorf("%q is no trace id: want 32 hexadecimal digits, not all of them 0", text)
-	}
-	return parsed, nil
-}
-
 // Find looks at every kind that can be listed.
 func (f Finder) Find(ctx context.Context, id trace.TraceID) Carriers {
 	if f.Keys == nil {

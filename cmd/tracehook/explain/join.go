@@ -3,6 +3,7 @@ package explain
 // Everything that was read, in one story. In: Known. Out: a Story. Pure, and total: whatever objects hold, it has an answer.
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/tracehook/tracehook/webhook/cause"
+	"github.com/tracehook/tracehook/webhook/cause/lifecycle"
 )
 
 // Join tells the story of the object that was read.
@@ -29,6 +31,9 @@ func Join(k Known) Story {
 	s.Events = eventsOf(k.Events[object.GetUID()])
 	j := joiner{Known: k, Story: &s}
 	j.chain()
+	j.traces()
+	j.who()
+	j.slowest()
 	j.made()
 	j.notKnown()
 	return s
@@ -136,7 +141,7 @@ func (j *joiner) begin(i int) Change {
 	change := ChangeCreated
 	// An owner that has been changed since may still know who wrote what this object was made for.
 	if i > 0 && j.later[i-1] && j.links[i-1].Ref.Kind != "CronJob" && c.Exact {
-		if r := requestOf(j.links[i-1].Object, *c.At); r != nil {
+		if r := requestOf(j.links[i-1].Object, *c.At, c.PreviousTraceID != ""); r != nil {
 			c.Request = r
 			j.Causes = append(j.Causes, *c)
 			return ChangeCreated
@@ -170,7 +175,7 @@ func (j *joiner) causeOf(i int) *Cause {
 		at = object.GetCreationTimestamp().UTC()
 	}
 	c.At = &at
-	c.Request = requestOf(object, at)
+	c.Request = requestOf(object, at, s.previous.IsValid())
 	if s.previous.IsValid() {
 		c.PreviousTraceID = s.previous.TraceID().String()
 	}
@@ -186,6 +191,123 @@ func whyMade(owner Ref, object *unstructured.Unstructured) string {
 		return "schedule of " + owner.Kind + " " + owner.Name
 	}
 	return "made by the controller of " + owner.Kind + " " + owner.Name
+}
+
+// traces adds what the store knows.
+func (j *joiner) traces() {
+	if j.Stored == nil {
+		if len(j.Causes) > 0 {
+			j.unknown(byStore, "no trace store given (--store)")
+		}
+		return
+	}
+	for i := range j.Causes {
+		c := &j.Causes[i]
+		if c.Trace = j.Stored.Facts[factsKey(c.TraceID, c.SpanID)]; c.Trace != nil && c.Trace.Command == "" {
+			j.unknown("the command", "trace "+c.TraceID+" has none: only `tracehook trace` names commands")
+		}
+	}
+	for i := range j.Story.Chain {
+		step := &j.Story.Chain[i]
+		step.Creation = j.Stored.Created[step.UID]
+		if step.Creation != nil && step.AfterSeconds != nil {
+			// Caused-at is by another clock, and some way into the request.
+			from := j.Causes[step.Cause].At
+			if facts := j.Causes[step.Cause].Trace; facts != nil && !facts.start.IsZero() {
+				from = &facts.start
+			}
+			step.AfterSeconds, step.Exact = new(max(0, step.Creation.Start.Sub(*from).Seconds())), true
+		}
+	}
+	j.Node = j.Stored.Node
+	j.NotKnown = append(j.NotKnown, j.Stored.Unread...)
+}
+
+// slowest tells the longest part of each request, and the longest stage after it.
+func (j *joiner) slowest() {
+	seen := map[string]bool{}
+	add := func(parts []Part, traceID, of string, seconds float64) {
+		if len(parts) == 0 || seen[traceID] {
+			return
+		}
+		seen[traceID] = true
+		j.Slowest = append(j.Slowest, Slow{Part: parts[0], Of: of, OfSeconds: seconds})
+	}
+	for _, c := range j.Causes {
+		if c.Trace != nil {
+			add(c.Trace.Slowest, c.TraceID, c.Trace.Request, c.Trace.RequestSeconds)
+		}
+	}
+	for _, step := range j.Story.Chain {
+		if c := step.Creation; c != nil {
+			add(c.Slowest, c.TraceID, "the creation of "+step.Kind+" "+step.Name, c.Seconds)
+		}
+	}
+	slices.SortStableFunc(j.Slowest, func(a, b Slow) int { return cmp.Compare(b.Seconds, a.Seconds) })
+	var stage Stage
+	last := j.Story.Chain[len(j.Story.Chain)-1]
+	took := func(s Stage) time.Duration { return timeOf(s.End).Sub(timeOf(s.Start)) }
+	for _, s := range last.Stages {
+		// What the others are parts of, and what a container does for its living, is not waited for.
+		whole := false
+		switch lifecycle.Name(s.Name) {
+		case lifecycle.StartPod, lifecycle.RunContainer, lifecycle.RollOut, lifecycle.RunJob:
+			whole = true
+		case lifecycle.StartContainer, lifecycle.StartInitContainer: // with its image
+			whole = slices.ContainsFunc(last.Stages, func(o Stage) bool {
+				return o.Name == string(lifecycle.PullImage) && o.Container == s.Container && o.End != nil
+			})
+		}
+		if s.End != nil && s.Start != nil && !whole && took(s) > took(stage) && took(s) >= time.Second {
+			stage = s
+		}
+	}
+	if stage.Name != "" {
+		what := stage.Name
+		if stage.Container != "" {
+			what += " " + stage.Container
+		}
+		j.Slowest = append(j.Slowest, Slow{Part: Part{What: what, Seconds: took(stage).Seconds()}, Of: last.Kind + " " + last.Name})
+	}
+}
+
+// who asks the audit log who sent the requests, and when exactly controllers created what they made.
+func (j *joiner) who() {
+	if j.Audit == nil {
+		if len(j.Causes) > 0 {
+			j.unknown("who", "no audit log given (--audit-log)")
+		}
+		return
+	}
+	for i := range j.Causes {
+		c := &j.Causes[i]
+		at := slices.IndexFunc(j.Story.Chain, func(s Step) bool { return s.Cause == i && s.Change != ChangeUnread && s.Change != ChangeGone })
+		if at < 0 {
+			continue
+		}
+		var candidates int
+		var auditIDs []string
+		if c.Trace != nil {
+			auditIDs = append(auditIDs, c.Trace.AuditID)
+		}
+		c.Who, candidates = j.Audit.who(*c, j.links[at].audited(), auditIDs)
+		switch {
+		case c.Who != nil:
+		case candidates > 1:
+			j.unknown("who", fmt.Sprintf("the audit log has %d writes of %s %s at that time", candidates, j.links[at].Ref.Kind, j.links[at].Ref.Name))
+		default:
+			j.unknown("who", "the audit log does not have the request of trace "+c.TraceID+": "+j.Audit.scope())
+		}
+	}
+	for i := range j.Story.Chain {
+		step := &j.Story.Chain[i]
+		if step.AfterSeconds == nil || step.Exact {
+			continue
+		}
+		if at := j.Audit.created(j.links[i].audited(), *step.Created); at != nil {
+			step.AfterSeconds, step.Exact = new(max(0, at.Sub(*j.Causes[step.Cause].At).Seconds())), true
+		}
+	}
 }
 
 // made tells what the object owns.
@@ -217,8 +339,11 @@ func (j *joiner) notKnown() {
 		j.note("%s %s itself carries no cause: what is told is its owner's", last.Ref.Kind, last.Ref.Name)
 	}
 	for _, c := range j.Causes {
-		if c.Request == nil {
-			j.unknown("which request it was", "managedFields have no write of that time: whoever wrote has written again since (--store, --audit-log)")
+		if c.Request == nil && c.Who == nil && c.Trace == nil {
+			j.unknown("which request it was", "managedFields have no write of that time: whoever wrote has written again since (--audit-log)")
+		}
+		if c.Request != nil && len(c.Request.Or) > 0 && c.Who == nil {
+			j.unknown("whether it was "+c.Request.Manager, strings.Join(c.Request.Or, " and ")+" wrote in the same second (--audit-log)")
 		}
 		if !c.Sampled {
 			j.unknown("the trace "+c.TraceID, "the request was not sampled, so that no store has it")

@@ -54,13 +54,19 @@ type Known struct {
 	Installed *bool
 	// Unread is what could not be read.
 	Unread []Unknown
+	// Audit is what the audit log says. Nil: there is none.
+	Audit *AuditLog
+	// Stored is what the trace store says. Nil: there is none.
+	Stored *Stored
 }
 
 // Link is an object of a chain of owners.
 type Link struct {
-	Ref    Ref
-	Object *unstructured.Unstructured // nil where Err says why
-	Err    error
+	Ref Ref
+	// Resource is what the kind is called in paths.
+	Resource schema.GroupResource
+	Object   *unstructured.Unstructured // nil where Err says why
+	Err      error
 	// Others are owners beside the one that the chain goes on with, in words.
 	Others []string
 	// Controller is false where the owner is one without being the controller: nothing is handed down from there.
@@ -124,6 +130,9 @@ func (l Looker) Look(ctx context.Context, object *unstructured.Unstructured) Kno
 // chain follows the owners.
 func (l Looker) chain(ctx context.Context, object *unstructured.Unstructured) []Link {
 	chain := []Link{{Ref: refOf(object), Object: object, Controller: true}}
+	if mapping, err := l.Mapper.RESTMapping(object.GroupVersionKind().GroupKind(), object.GroupVersionKind().Version); err == nil {
+		chain[0].Resource = mapping.Resource.GroupResource()
+	}
 	seen := map[types.UID]bool{object.GetUID(): true}
 	for {
 		below := &chain[len(chain)-1]
@@ -146,7 +155,7 @@ func (l Looker) chain(ctx context.Context, object *unstructured.Unstructured) []
 			link.Err = errMany
 		default:
 			seen[owner.UID] = true
-			link.Object, link.Err = l.owner(ctx, owner, below.Object.GetNamespace())
+			link.Object, link.Resource, link.Err = l.owner(ctx, owner, below.Object.GetNamespace())
 		}
 		if link.Object != nil {
 			link.Ref = refOf(link.Object)
@@ -157,14 +166,14 @@ func (l Looker) chain(ctx context.Context, object *unstructured.Unstructured) []
 	}
 }
 
-func (l Looker) owner(ctx context.Context, owner metav1.OwnerReference, namespace string) (*unstructured.Unstructured, error) {
+func (l Looker) owner(ctx context.Context, owner metav1.OwnerReference, namespace string) (*unstructured.Unstructured, schema.GroupResource, error) {
 	version, err := schema.ParseGroupVersion(owner.APIVersion)
 	if err != nil {
-		return nil, err
+		return nil, schema.GroupResource{}, err
 	}
 	mapping, err := l.Mapper.RESTMapping(schema.GroupKind{Group: version.Group, Kind: owner.Kind}, version.Version)
 	if err != nil {
-		return nil, err
+		return nil, schema.GroupResource{}, err
 	}
 	var resource dynamic.ResourceInterface = l.Objects.Resource(mapping.Resource)
 	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
@@ -173,13 +182,11 @@ func (l Looker) owner(ctx context.Context, owner metav1.OwnerReference, namespac
 	object, err := resource.Get(ctx, owner.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, errGone
-	case err != nil:
-		return nil, err
-	case object.GetUID() != owner.UID:
-		return nil, errOther
+		object, err = nil, errGone
+	case err == nil && object.GetUID() != owner.UID:
+		object, err = nil, errOther
 	}
-	return object, nil
+	return object, mapping.Resource.GroupResource(), err
 }
 
 var eventsResource = schema.GroupVersionResource{Version: "v1", Resource: "events"}

@@ -65,6 +65,8 @@ func (p *printer) story(s Story) {
 		p.line(title, ": its cause is not known")
 	}
 	p.tree(s)
+	p.section("on the node", lines(s.Node, p.node))
+	p.section("slowest", lines(s.Slowest, slow))
 	p.made(s)
 	p.section("written", lines(s.Written, p.writer))
 	p.section("events", lines(s.Events, p.event))
@@ -145,6 +147,19 @@ func (p *printer) became(s Story, step Step) string {
 // cause is a line about a request.
 func (p *printer) cause(c Cause) []string {
 	columns := []string{who(c), p.time(c.At), "trace " + short(c.TraceID)}
+	if c.Trace != nil && c.Trace.RequestSeconds > 0 {
+		columns = append(columns, seconds(c.Trace.RequestSeconds))
+	}
+	if w := c.Who; w != nil {
+		by := "by " + shown(w.User)
+		if w.Impersonated != "" {
+			by += " as " + shown(w.Impersonated)
+		}
+		if agent, _, _ := strings.Cut(w.UserAgent, " "); agent != "" {
+			by += " with " + shown(agent)
+		}
+		columns = append(columns, by)
+	}
 	if c.Why != "" {
 		columns = append([]string{shown(c.Why)}, columns...)
 	}
@@ -153,10 +168,56 @@ func (p *printer) cause(c Cause) []string {
 
 // who names a request by what is known of it.
 func who(c Cause) string {
+	if c.Trace != nil && c.Trace.Command != "" {
+		return shown(c.Trace.Command)
+	}
 	if r := c.Request; r != nil && r.Manager != "" {
 		return shown(r.Manager)
 	}
+	if c.Who != nil {
+		return shown(c.Who.Verb) + " request"
+	}
+	if c.Trace != nil && c.Trace.Request != "" {
+		return shown(c.Trace.Request)
+	}
 	return "a request"
+}
+
+// node is what a kubelet did at a time.
+func (p *printer) node(w NodeWork) string {
+	text := fmt.Sprintf("%s  %s %s  %s", p.time(&w.Start), w.Service, w.Name, seconds(w.Seconds))
+	if w.Failed {
+		text += "  failed"
+	}
+	if len(w.Slowest) > 0 {
+		text += "  slowest: " + w.Slowest[0].What + " " + seconds(w.Slowest[0].Seconds)
+	}
+	return text + "  trace " + short(w.TraceID)
+}
+
+// slow is what took long, and of what.
+func slow(s Slow) string {
+	text := s.What + " " + seconds(s.Seconds)
+	if s.OfSeconds > 0 {
+		return text + " of the " + seconds(s.OfSeconds) + " of " + s.Of
+	}
+	return text + " (" + s.Of + ")"
+}
+
+// seconds is a duration to two or three digits.
+func seconds(s float64) string {
+	switch d := time.Duration(s * float64(time.Second)); {
+	case d < time.Millisecond:
+		return fmt.Sprintf("%.1f ms", 1000*s)
+	case d < time.Second:
+		return fmt.Sprintf("%.0f ms", 1000*s)
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1f s", s)
+	case d < 10*time.Minute:
+		return fmt.Sprintf("%.0f s", s)
+	default:
+		return durationText(d)
+	}
 }
 
 // made is what an object owns, in short: how many of a kind, and those that fail.

@@ -36,6 +36,10 @@ type Story struct {
 	Causes []Cause `json:"causes"`
 	// Chain is the object's owners from the first on, and the object itself as the last.
 	Chain []Step `json:"chain"`
+	// Node is what the Pod's kubelet and containerd did, the longest of it, by the store.
+	Node []NodeWork `json:"node,omitempty"`
+	// Slowest is what took longest of each request, and of what came after.
+	Slowest []Slow `json:"slowest,omitempty"`
 	// Made is what the object owns, and what that owns.
 	Made []Made `json:"made,omitempty"`
 	// Written is who wrote which of the object's fields last, the latest last (metadata.managedFields).
@@ -68,6 +72,10 @@ type Cause struct {
 	Why string `json:"why,omitempty"`
 	// Request is the write itself, as managedFields have it. Absent: they have forgotten it.
 	Request *Request `json:"request,omitempty"`
+	// Who sent it, by the audit log.
+	Who *Who `json:"who,omitempty"`
+	// Trace is what the store knows of the request.
+	Trace *TraceFacts `json:"trace,omitempty"`
 	// PreviousTraceID is the trace of the cause that this one replaced.
 	PreviousTraceID string `json:"previousTraceID,omitempty"`
 }
@@ -79,6 +87,72 @@ type Request struct {
 	At        *time.Time `json:"at,omitempty"`        // to the second
 	Fields    []string   `json:"fields,omitempty"`    // what the manager owns outside metadata and status, at most mostFields
 	FieldSum  int        `json:"fieldSum,omitempty"`  // how many these are in all
+	// Or are other managers that wrote in the same second: it may have been one of them.
+	Or []string `json:"or,omitempty"`
+}
+
+// Who is the sender of a request, as the audit log has it.
+type Who struct {
+	User         string `json:"user"`
+	Impersonated string `json:"impersonated,omitempty"` // whom it acted as
+	UserAgent    string `json:"userAgent,omitempty"`
+	Verb         string `json:"verb"`
+	AuditID      string `json:"auditID"`
+	// By is how the event was found: "span-id" and "audit-id" are certain, "time" is the only write of the object then.
+	By string `json:"by"`
+}
+
+// TraceFacts are what a trace tells of the request that is a cause.
+type TraceFacts struct {
+	// Command is the name that `tracehook trace` gave it, of the executable and its verb. Absent: another client.
+	Command        string  `json:"command,omitempty"`
+	CommandSeconds float64 `json:"commandSeconds,omitempty"`
+	// CommandTraceID is the command's trace where the API server links to it and does not continue it.
+	CommandTraceID string `json:"commandTraceID,omitempty"`
+	// Request is method and path, or as the client's span has it.
+	Request        string  `json:"request,omitempty"`
+	RequestSeconds float64 `json:"requestSeconds,omitempty"`
+	AuditID        string  `json:"auditID,omitempty"`
+	UserAgent      string  `json:"userAgent,omitempty"`
+	// Slowest are the parts of the request that took longest: a webhook or a write to etcd as a whole, everything else without
+	// what it waited for.
+	Slowest []Part `json:"slowest,omitempty"`
+	Spans   int    `json:"spans"`
+
+	start time.Time // the request's
+	link  string    // the trace that the request's span links to
+}
+
+// Part is a part of a request.
+type Part struct {
+	What    string  `json:"what"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Creation is the request that created an object, as the store has it.
+type Creation struct {
+	TraceID string    `json:"traceID"`
+	Start   time.Time `json:"start"`
+	Seconds float64   `json:"seconds"`
+	Slowest []Part    `json:"slowest,omitempty"`
+}
+
+// NodeWork is what a kubelet, with containerd, did for a Pod at a time.
+type NodeWork struct {
+	TraceID string    `json:"traceID"`
+	Service string    `json:"service"`
+	Name    string    `json:"name"`
+	Start   time.Time `json:"start"`
+	Seconds float64   `json:"seconds"`
+	Failed  bool      `json:"failed,omitempty"`
+	Slowest []Part    `json:"slowest,omitempty"`
+}
+
+// Slow is what took long.
+type Slow struct {
+	Part
+	Of        string  `json:"of"`        // what it is a part of
+	OfSeconds float64 `json:"ofSeconds"` // how long all of that took
 }
 
 // Step is an object in the chain of owners.
@@ -88,6 +162,8 @@ type Step struct {
 	Cause int `json:"cause"`
 	// Change is what the cause did to it: see the constants.
 	Change Change `json:"change"`
+	// Creation is the request that created it. Absent: the store does not have it.
+	Creation *Creation `json:"creation,omitempty"`
 	// Created is the object's creation, to the second. Absent: it is gone or cannot be read.
 	Created *time.Time `json:"created,omitempty"`
 	// AfterSeconds is the time from that cause to the object's creation. Absent where Change is not ChangeCreated.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,7 +49,7 @@ var (
 
 // Options of a Controller. Client and Flush are needed.
 type Options struct {
-	// Client reads Pods, Deployments, StatefulSets, DaemonSets, Jobs and Events of all namespaces: list and watch.
+	// Client reads Pods, Deployments, StatefulSets, DaemonSets, Jobs, PersistentVolumeClaims and Events of all namespaces: list and watch.
 	Client kubernetes.Interface
 	// Keys are the annotations that hold the cause, as in cause.Of.
 	Keys []string
@@ -91,6 +92,9 @@ type Controller struct {
 	// early are stages of Pods that are not known yet, and the order in which they came.
 	early      map[string][]heard
 	earlyOrder []string
+	// bound are volume claims that are bound or lost, and waits the Pods that need a claim; by namespace/name.
+	bound map[string]Stage
+	waits map[string][]string
 }
 
 // life is what is known of an object that has a sampled cause. Others have a nil life.
@@ -151,6 +155,7 @@ func New(o Options) (*Controller, error) {
 	return &Controller{
 		o: o, telemetry: t, log: o.Logger, tracer: o.TracerProvider.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
 		waiting: make(chan told, mostWaiting), seen: Mark{}, lives: map[string]*life{}, early: map[string][]heard{},
+		bound: map[string]Stage{}, waits: map[string][]string{},
 	}, nil
 }
 
@@ -273,6 +278,10 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 		}
 		return
 	}
+	if k.resource == volumeClaims {
+		c.bind(ctx, k.Namespace+"/"+k.Name, stages, fresh)
+		return
+	}
 	uid := string(k.UID)
 	l, before := c.lives[uid]
 	if k.subject == nil {
@@ -288,12 +297,43 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	for _, s := range stages {
 		c.add(ctx, l, s, fresh)
 	}
+	for _, claim := range k.claims {
+		if !before {
+			c.waits[claim] = append(c.waits[claim], uid)
+		}
+		if s, ok := c.bound[claim]; ok {
+			c.heldUp(ctx, l, claim, s, fresh)
+		}
+	}
 	if !before {
 		for _, h := range c.early[uid] {
 			c.add(ctx, l, h.stage, h.fresh || l.changed)
 		}
 		delete(c.early, uid)
 	}
+}
+
+// bind takes that a volume claim is bound, which its first status of that says best.
+func (c *Controller) bind(ctx context.Context, claim string, stages []Stage, fresh bool) {
+	if _, known := c.bound[claim]; known || len(stages) == 0 || !stages[0].Ended() {
+		return
+	}
+	c.bound[claim] = stages[0]
+	for _, uid := range c.waits[claim] {
+		if l := c.lives[uid]; l != nil {
+			c.heldUp(ctx, l, claim, stages[0], fresh || l.changed)
+		}
+	}
+}
+
+// heldUp adds how long a Pod waited for a claim, if it did: it cannot be scheduled before.
+func (c *Controller) heldUp(ctx context.Context, l *life, claim string, s Stage, fresh bool) {
+	s.Start = latest(time.Time{}, s.Start, l.subject.created)
+	if scheduled := l.subject.scheduled; s.End.Sub(s.Start) < s.Resolution || !scheduled.IsZero() && s.End.After(scheduled) {
+		return
+	}
+	_, s.Occurrence, _ = strings.Cut(claim, "/")
+	c.add(ctx, l, s, fresh)
 }
 
 // hear takes what an Event says of a Pod.
@@ -324,7 +364,16 @@ func (c *Controller) gone(ctx context.Context, obj any) {
 	c.see(ctx, obj, false) // what it said at last
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if k.resource == volumeClaims {
+		delete(c.bound, k.Namespace+"/"+k.Name)
+		return
+	}
 	uid := string(k.UID)
+	for _, claim := range k.claims {
+		if c.waits[claim] = slices.DeleteFunc(c.waits[claim], func(other string) bool { return other == uid }); len(c.waits[claim]) == 0 {
+			delete(c.waits, claim)
+		}
+	}
 	l := c.lives[uid]
 	delete(c.lives, uid)
 	if l == nil || k.resource != "pods" {

@@ -78,8 +78,8 @@ type subject struct {
 	own bool
 	// from is when its story begins: when the cause was stored, or the creation if that is later.
 	from time.Time
-	// created and deleted are a Pod's; deleted is zero until its deletion is asked for.
-	created, deleted time.Time
+	// These are a Pod's. deleted is zero until its deletion is asked for, scheduled until it has a node.
+	created, scheduled, deleted time.Time
 }
 
 // tell makes the span of a stage that has ended. late is for what ends so long after its cause that it has a trace of its
@@ -156,6 +156,9 @@ func (s *subject) attributes(stage Stage) []attribute.KeyValue {
 	}
 	if stage.ImageBytes > 0 {
 		a = append(a, AttributeImageSize.Int64(stage.ImageBytes))
+	}
+	if stage.Name == BindVolumeClaim {
+		a = append(a, semconv.K8SPersistentvolumeclaimName(stage.Occurrence))
 	}
 	if stage.Failed() {
 		a = append(a, semconv.ErrorTypeKey.String(stage.Failure.Reason))

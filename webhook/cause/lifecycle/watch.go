@@ -28,6 +28,8 @@ type kept struct {
 	// stages are for the handlers, which take them away. Of an Event it is one, and about whom.
 	stages []Stage
 	about  string
+	// claims are the volume claims of a Pod, as namespace/name.
+	claims []string
 }
 
 // resource is one kind of object that is watched.
@@ -41,11 +43,14 @@ type resource struct {
 	fields string
 }
 
+const volumeClaims = "persistentvolumeclaims"
+
 // untold are the commonest Events about Pods, which say nothing that a Pod does not say.
 const untold = "involvedObject.kind=Pod,reason!=Scheduled,reason!=Created,reason!=Started,reason!=Killing"
 
 func resources(c kubernetes.Interface) []resource {
 	return []resource{
+		watched(volumeClaims, "PersistentVolumeClaim", &corev1.PersistentVolumeClaim{}, c.CoreV1().PersistentVolumeClaims("").List, c.CoreV1().PersistentVolumeClaims("").Watch, func(p *corev1.PersistentVolumeClaim, _ []string) []Stage { return PersistentVolumeClaim(p) }),
 		watched("pods", "Pod", &corev1.Pod{}, c.CoreV1().Pods("").List, c.CoreV1().Pods("").Watch, func(p *corev1.Pod, _ []string) []Stage { return podStages(p) }),
 		watched("deployments", "Deployment", &appsv1.Deployment{}, c.AppsV1().Deployments("").List, c.AppsV1().Deployments("").Watch, func(d *appsv1.Deployment, keys []string) []Stage { return Deployment(d, cause.At(d, keys...)) }),
 		watched("statefulsets", "StatefulSet", &appsv1.StatefulSet{}, c.AppsV1().StatefulSets("").List, c.AppsV1().StatefulSets("").Watch, func(d *appsv1.StatefulSet, keys []string) []Stage { return StatefulSet(d, cause.At(d, keys...)) }),
@@ -110,6 +115,10 @@ func (r resource) keep(obj any, keys []string) any {
 	k := &kept{resource: r.name}
 	k.Name, k.Namespace, k.UID, k.ResourceVersion = o.GetName(), o.GetNamespace(), o.GetUID(), o.GetResourceVersion()
 	k.version, _ = version(k.ResourceVersion)
+	if r.name == volumeClaims { // which nobody stamps: they are told of for the Pods that wait
+		k.stages = r.stages(obj, nil)
+		return k
+	}
 	if e, ok := obj.(*corev1.Event); ok {
 		k.stages, k.about = r.stages(obj, nil), clone(string(e.InvolvedObject.UID))
 		return k
@@ -126,7 +135,28 @@ func (r resource) keep(obj any, keys []string) any {
 		k.subject.node, k.subject.created, k.subject.deleted = clone(p.Spec.NodeName), instant(p.CreationTimestamp), requested(p)
 	}
 	k.stages = r.stages(obj, keys)
+	if p, ok := obj.(*corev1.Pod); ok {
+		for _, s := range k.stages {
+			if s.Name == Schedule && s.Ended() && !s.Failed() {
+				k.subject.scheduled = s.End
+			}
+		}
+		k.claims = claimsOf(p)
+	}
 	return k
+}
+
+// claimsOf are the volume claims that a Pod needs, as namespace/name. That of an ephemeral volume is called after both.
+func claimsOf(p *corev1.Pod) (claims []string) {
+	for _, v := range p.Spec.Volumes {
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			claims = append(claims, p.Namespace+"/"+v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			claims = append(claims, p.Namespace+"/"+p.Name+"-"+v.Name)
+		}
+	}
+	return claims
 }
 
 // ofItsOwn says whether the span is the object's own `create <Kind>`.
