@@ -247,6 +247,7 @@ func clean(dir string) (code int) {
 			check(os.RemoveAll(filepath.Join(dir, entry.Name())))
 		}
 	}
+	_ = os.Remove(dir) // there are logs in it, or it is empty
 	return code
 }
 
