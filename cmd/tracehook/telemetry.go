@@ -258,7 +258,7 @@ func newTelemetryErrorLog(log *slog.Logger) func(error) {
 	limit := rate.Sometimes{First: 1, Interval: every}
 	return func(err error) {
 		limit.Do(func() {
-			log.Warn("telemetry is not getting through; admission calls go on (repeated at most every 30s)",
+			log.Warn("telemetry is not getting through; nobody but lifecycle waits for it (repeated at most every 30s)",
 				"error", err, "hint", "check OTEL_EXPORTER_OTLP_ENDPOINT and the Collector")
 		})
 	}

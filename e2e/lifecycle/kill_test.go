@@ -94,10 +94,13 @@ func TestWhileNobodyTakesThemSpansWait(t *testing.T) {
 	k.remove(p) // what is seen of it now cannot be seen again
 	eventually(t, func() error {
 		_, err := shared.clients.CoreV1().Pods("default").Get(t.Context(), "waits", metav1.GetOptions{})
-		if !apierrors.IsNotFound(err) {
-			return fmt.Errorf("the Pod is there: %v", err)
+		switch {
+		case err == nil:
+			return errors.New("the Pod is still there")
+		case apierrors.IsNotFound(err):
+			return nil
 		}
-		return nil
+		return err
 	})
 	later := newSink(t, to.address)
 	eventually(t, func() error {

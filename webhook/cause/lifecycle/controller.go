@@ -380,8 +380,8 @@ func (c *Controller) gone(ctx context.Context, obj any) {
 		return
 	}
 	now := c.o.Now()
-	deleted := Stage{Name: DeletePod, Start: l.subject.deleted, End: now, Resolution: time.Second}
-	c.add(ctx, l, sane(deleted), true)
+	deleted := sane(Stage{Name: DeletePod, Start: l.subject.deleted, End: now, Resolution: time.Second})
+	c.add(ctx, l, deleted, true)
 	c.add(ctx, l, sane(Stage{Name: StartPod, Start: l.subject.created, End: deleted.Start, Resolution: time.Second, Failure: failure("Deleted", "the Pod was deleted before it was ready")}), true)
 }
 

@@ -32,5 +32,19 @@
 //	run Job               the stored cause, or creationTimestamp    Complete or Failed
 //	bind volume claim     creationTimestamp                         the status write that says Bound
 //
+// A [Controller] tells of a claim only where a Pod waited for it.
+//
 // A stage has a key ([Stage.Key]) that follows from the object alone. Two observers make the same keys.
+//
+// # A controller: stages become spans
+//
+// [New] makes a [Controller] that watches a cluster with client-go's informers. It keeps a few words of each object, and tells each stage
+// that has ended as a span, once. Its provider needs an IDGenerator that asks [WantedIDs], so that whoever tells a stage again makes the
+// same span. It has no state of its own: a [Mark] says how far has been told, and whoever runs it keeps that where it likes.
+// `tracehook lifecycle` keeps it on its Lease.
+//
+//	watch.go       an object → what is kept of it, and its stages
+//	controller.go  what is new of them, in the order in which it was seen
+//	spans.go       a stage → a span below the cause, or linked to it
+//	mark.go        how far has been told
 package lifecycle

@@ -1,0 +1,149 @@
+package lifecycle
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+)
+
+// engine is a Controller without a cluster: the tests say what its watches see. It is 12:01.
+func engine(t *testing.T, mark Mark) *Controller {
+	t.Helper()
+	c, err := New(Options{
+		Client: kubernetes.NewForConfigOrDie(&nowhere), Flush: func(context.Context) error { return nil },
+		Mark: mark, Now: func() time.Time { return noon.Add(time.Minute) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// handed are the stages that were handed on since the last time, one a line.
+func (c *Controller) handed() string {
+	var lines []string
+	for len(c.waiting) > 0 {
+		lines = append(lines, strings.TrimSpace(written([]Stage{(<-c.waiting).stage})))
+	}
+	return strings.Join(lines, "; ")
+}
+
+func wantHanded(t *testing.T, c *Controller, want string) {
+	t.Helper()
+	if got := c.handed(); got != want {
+		t.Errorf("handed on %q, want %q", got, want)
+	}
+}
+
+// stamped is a Pod with a cause, as a watch has it at a version.
+func stamped(t *testing.T, version, cause, more, rest string) any {
+	t.Helper()
+	p := pod(t, more+`, resourceVersion: "`+version+`", annotations: {tracehook.dev/traceparent: "`+cause+`"}`, rest)
+	return resources(kubernetes.NewForConfigOrDie(&nowhere))[1].keep(p, nil)
+}
+
+var nowhere = rest.Config{Host: "https://127.0.0.1:1"}
+
+func heardOf(t *testing.T, c *Controller, version string, e *corev1.Event) any {
+	t.Helper()
+	e.ResourceVersion = version
+	return events(c.o.Client).keep(e, nil)
+}
+
+const scheduledAt1 = `status: {phase: Pending, conditions: [{type: PodScheduled, status: "True", lastTransitionTime: "@1@"}]}`
+
+func TestEachStageIsHandedOnOnceAndOnlyOfSampledCauses(t *testing.T) {
+	c := engine(t, nil)
+	c.see(t.Context(), stamped(t, "5", traceparent, "", "status: {phase: Pending}"), true)
+	wantHanded(t, c, "Pod 0-0")
+	c.see(t.Context(), stamped(t, "6", traceparent, "", scheduledAt1), false)
+	c.see(t.Context(), stamped(t, "7", traceparent, "", scheduledAt1), false)
+	wantHanded(t, c, "schedule 0-1")
+	if c.seen["pods"] != 7 {
+		t.Errorf("seen up to %v, want 7", c.seen)
+	}
+	for _, none := range []string{strings.TrimSuffix(traceparent, "1") + "0", "nonsense"} {
+		c := engine(t, nil)
+		c.see(t.Context(), stamped(t, "5", none, "", scheduledAt1), true)
+		wantHanded(t, c, "")
+	}
+}
+
+func TestAfterAMarkOnlyWhatHasChangedIsToldAgain(t *testing.T) {
+	c := engine(t, Mark{"pods": 5, "events": 9})
+	c.see(t.Context(), stamped(t, "5", traceparent, "", scheduledAt1), true)
+	c.see(t.Context(), heardOf(t, c, "9", event("Unhealthy", "Readiness probe failed: x", "app", 3)), true)
+	wantHanded(t, c, "")
+	c.see(t.Context(), heardOf(t, c, "10", event("Unhealthy", "Liveness probe failed: x", "app", 4)), true)
+	wantHanded(t, c, "probe app 4-4 Unhealthy")
+
+	c = engine(t, Mark{"pods": 5, "events": 9})
+	c.see(t.Context(), stamped(t, "6", traceparent, "", scheduledAt1), true)
+	c.see(t.Context(), heardOf(t, c, "8", event("Unhealthy", "Readiness probe failed: x", "app", 3)), true)
+	wantHanded(t, c, "Pod 0-0; schedule 0-1; probe app 3-3 Unhealthy")
+}
+
+func TestAnEventThatComesBeforeItsPodIsKept(t *testing.T) {
+	c := engine(t, nil)
+	c.see(t.Context(), heardOf(t, c, "4", event("Unhealthy", "Readiness probe failed: x", "app", 3)), false)
+	wantHanded(t, c, "")
+	c.see(t.Context(), stamped(t, "5", traceparent, "", "status: {phase: Pending}"), false)
+	wantHanded(t, c, "Pod 0-0; probe app 3-3 Unhealthy")
+}
+
+func TestWhatIsTooOldIsNotTold(t *testing.T) {
+	c := engine(t, nil)
+	c.o.Now = func() time.Time { return noon.Add(time.Hour + 500*time.Millisecond) }
+	c.see(t.Context(), stamped(t, "5", traceparent, "", scheduledAt1), true)
+	wantHanded(t, c, "schedule 0-1")
+}
+
+func TestAPodThatGoesIsToldToItsEnd(t *testing.T) {
+	c := engine(t, nil)
+	c.see(t.Context(), stamped(t, "5", traceparent, "", scheduledAt1), true)
+	c.handed()
+	c.gone(t.Context(), stamped(t, "6", traceparent, `, deletionTimestamp: "@50@", deletionGracePeriodSeconds: 30`, scheduledAt1))
+	wantHanded(t, c, "start Pod 0-20 Deleted; delete Pod 20-1m0")
+
+	c.see(t.Context(), stamped(t, "7", traceparent, "", running), false)
+	c.handed()
+	c.gone(t.Context(), cache.DeletedFinalStateUnknown{Key: "shop/web", Obj: stamped(t, "7", traceparent, "", running)})
+	wantHanded(t, c, "delete Pod 1m0-1m0; start Pod 0-1m0 Deleted")
+	if len(c.lives) != 0 {
+		t.Errorf("it is still known: %v", c.lives)
+	}
+}
+
+func TestAVolumeClaimIsToldForThePodThatWaitedForIt(t *testing.T) {
+	claims := resources(kubernetes.NewForConfigOrDie(&nowhere))[0]
+	bound := func(second string) any {
+		return claims.keep(read[corev1.PersistentVolumeClaim](t, `metadata: {name: data, namespace: shop, uid: c-1, resourceVersion: "4", creationTimestamp: "@0@", managedFields: [{subresource: status, time: "@`+second+`@"}]}
+status: {phase: Bound}`), nil)
+	}
+	const wants = "\nspec: {volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]}"
+	for _, test := range []struct{ name, bound, status, want string }{
+		{"the Pod waits", "3", "status: {phase: Pending}", "Pod 0-0; bind volume claim 0-3"},
+		{"the Pod waited", "3", strings.ReplaceAll(scheduledAt1, "@1@", "@4@"), "Pod 0-0; schedule 0-4; bind volume claim 0-3"},
+		{"it held nothing up", "0", "status: {phase: Pending}", "Pod 0-0"},
+		{"its status was written again long after", "30", scheduledAt1, "Pod 0-0; schedule 0-1"},
+	} {
+		c := engine(t, nil)
+		c.see(t.Context(), stamped(t, "5", traceparent, "", test.status+wants), false)
+		c.see(t.Context(), bound(test.bound), false)
+		if got := c.handed(); got != test.want {
+			t.Errorf("%s: handed on %q, want %q", test.name, got, test.want)
+		}
+		c = engine(t, nil)
+		c.see(t.Context(), bound(test.bound), false) // the other way round
+		c.see(t.Context(), stamped(t, "5", traceparent, "", test.status+wants), false)
+		if got := c.handed(); got != test.want {
+			t.Errorf("%s, seen in the other order: handed on %q, want %q", test.name, got, test.want)
+		}
+	}
+}
