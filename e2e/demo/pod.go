@@ -2,8 +2,8 @@
 
 package main
 
-// The last act. In: a machine on which a node can run. Out: one trace from kubectl to the program in a container, and
-// beside it what kubelet and containerd did. It has a control plane of its own, because a node and all that talks to it
+// The last act. In: a machine on which a node can run. Out: one trace from kubectl to the program in a container, beside
+// it what kubelet and containerd did, and what `tracehook explain` says of a Pod that runs and one that does not. It has a control plane of its own, because a node and all that talks to it
 // live in network namespaces of the run (see package node). Errors: what the machine lacks is none, and is said.
 
 import (
@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -92,7 +93,7 @@ func prepareNode(dir string) error {
 	return image.Build(filepath.Join(dir, workloadArchive))
 }
 
-// wholePod is what the trace must hold: the Job, its Pod, and the program in it.
+// wholePod is what the trace must hold: the Job, its Pod, what became of it, and the program in it.
 var wholePod = tree.Want{
 	Service: "kubectl", Kind: tracestore.KindInternal,
 	Children: []tree.Want{
@@ -102,6 +103,7 @@ var wholePod = tree.Want{
 		}},
 		{Service: "tracehook", Name: "create Pod", Descendant: true, Children: []tree.Want{
 			{Service: "hello", Name: "work"},
+			{Service: "tracehook-lifecycle", Name: "start container"},
 		}},
 	},
 }
@@ -119,7 +121,16 @@ func onNode(ctx context.Context, dir, path string) (err error) {
 		return err
 	}
 	s.say("%-24s Ready after %.1fs: kubelet, containerd, runc", "node", time.Since(begin).Seconds())
+	if _, err := s.cluster.StartTracehook(ctx, cluster.TracehookOptions{
+		Name: "tracehook-lifecycle", Args: []string{"lifecycle", "--health-probe-bind-address=0", "--metrics-bind-address=0"},
+		Env: []string{"KUBECONFIG=" + s.cluster.Kubeconfig}, // what it may, and no more, is of deploy/components/lifecycle
+	}); err != nil {
+		return err
+	}
 	if err := s.showPod(ctx); err != nil {
+		return err
+	}
+	if err := s.explain(ctx); err != nil {
 		return err
 	}
 	file, err := os.Create(path)
@@ -183,3 +194,30 @@ func (s *stage) showPod(ctx context.Context) error {
 }
 
 const besideHeading = "Beside it, what kubelet and containerd did for that Pod"
+
+// explain asks why two Pods are there, of which one cannot start.
+func (s *stage) explain(ctx context.Context) error {
+	s.heading("A Pod that cannot start")
+	if _, err := s.succeed(ctx, "tracehook trace -- kubectl run broken --image=localhost/nothing:1"); err != nil {
+		return err
+	}
+	if _, err := s.cluster.Kubectl(ctx, "wait", "pod/broken", "--for=jsonpath={.status.containerStatuses[0].state.waiting.reason}=ErrImagePull", "--timeout=60s"); err != nil {
+		return err
+	}
+	for _, show := range []struct{ heading, command, want string }{
+		{"Why is the Job's Pod there, and what became of it?", "tracehook explain pod -l batch.kubernetes.io/job-name=hello --store jaeger=" + s.cluster.JaegerURL, "Job hello"},
+		{"Why does the broken one not start?", "tracehook explain pod/broken --store jaeger=" + s.cluster.JaegerURL, "localhost/nothing:1"},
+	} {
+		s.heading(show.heading)
+		section := report.Section{Heading: show.heading, Command: show.command}
+		var err error
+		if section.Output, err = s.succeed(ctx, show.command); err != nil {
+			return err
+		}
+		if !strings.Contains(section.Output, show.want) {
+			return fmt.Errorf("`%s` does not speak of %s", show.command, show.want)
+		}
+		s.report.Sections = append(s.report.Sections, section)
+	}
+	return nil
+}

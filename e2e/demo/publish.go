@@ -13,7 +13,7 @@ import (
 )
 
 // services in the order of their colours, the same in terminal and page.
-var services = []string{"kubectl", "apiserver", "tracehook", "etcd", "hello", "kubelet", "containerd"}
+var services = []string{"kubectl", "apiserver", "tracehook", "etcd", "tracehook-lifecycle", "hello", "kubelet", "containerd"}
 
 func publish(s *stage, out string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
