@@ -159,6 +159,17 @@ count: 1
 		`      └ Pod +created  `+offset+` +scheduled `+offset+` · pulled `+offset+` · started `+offset+` · ready `+offset,
 		`slowest      pull image web 4\.8 s \(Pod `+pod+`\)`,
 	)
+	// With every source nothing is left open.
+	text := eventually(t, func() string { return explained(t, withStore("-n", ns, "pod/"+pod, "--audit-log", shared.AuditLog)...) },
+		`  kubectl create   `+clock+`   trace `+short(id)+`   [\d.]+ m?s   by admin with kubectl/.*`,
+		`  └ Deployment web +created  \+\d+\.\d\d s +rolled out `+offset,
+		`    └ ReplicaSet web-\w+ +created  \+\d+\.\d\d s`,
+		`      └ Pod +created  \+\d+\.\d\d s +scheduled `+offset+` · pulled `+offset+` · started `+offset+` · ready `+offset,
+		`slowest      .* of the .*`,
+	)
+	if strings.Contains(text, "not known") {
+		t.Errorf("something is not known in\n%s", text)
+	}
 	// And one that ran out of memory again and again.
 	mustKubectl(t, "-n", ns, "patch", "pod", pod, "--subresource=status", "-p", `{"status":{"conditions":[{"type":"Ready","status":"False","lastTransitionTime":"`+in(9)+`"}],
 		"containerStatuses":[{"name":"web","image":"app:1","imageID":"app@1","ready":false,"restartCount":2,"started":false,"state":{"waiting":{"reason":"CrashLoopBackOff","message":"back-off 20s restarting failed container"}},

@@ -45,7 +45,7 @@ metadata:
 		`Job nightly-1 exists because of`,
 		`  kubectl-create   `+clock+`   trace `+short(id),
 		`  └ CronJob nightly  created  `+offset,
-		`    └ schedule of CronJob nightly   kubectl-create   `+clock+`   trace [0-9a-f]{8}…`,
+		`    └ schedule "0 4 1 1 \*" of CronJob nightly   kubectl-create   `+clock+`   trace [0-9a-f]{8}…`,
 		`      └ Job          created  `+offset+`.*`,
 	)
 	id = traced(t, "-n", ns, "create", "job", "by-hand", "--from=cronjob/nightly")

@@ -153,7 +153,7 @@ func (j *joiner) begin(i int) Change {
 	}
 	if i > 0 && change == ChangeCreated && (j.links[i-1].Object != nil || j.links[i-1].Ref.Kind == "CronJob") {
 		owner := j.links[i-1].Ref.Kind
-		c.Why = whyMade(j.links[i-1].Ref, j.links[i].Object)
+		c.Why = whyMade(j.links[i-1], j.links[i].Object)
 		if before := j.stamps[i-1].at; owner != "CronJob" && c.Exact && !before.IsZero() && c.At.Sub(before) > time.Minute {
 			c.Why += ", " + durationText(c.At.Sub(before)) + " later"
 		}
@@ -183,14 +183,20 @@ func (j *joiner) causeOf(i int) *Cause {
 }
 
 // whyMade says why a controller made an object that does not continue its owner's cause, as webhook/doc.go has it.
-func whyMade(owner Ref, object *unstructured.Unstructured) string {
-	switch {
-	case object.GetAnnotations()["cronjob.kubernetes.io/instantiate"] == "manual":
-		return "made by hand of " + owner.Kind + " " + owner.Name
-	case owner.Kind == "CronJob":
-		return "schedule of " + owner.Kind + " " + owner.Name
+func whyMade(owner Link, object *unstructured.Unstructured) string {
+	of := " of " + owner.Ref.Kind + " " + owner.Ref.Name
+	if object.GetAnnotations()["cronjob.kubernetes.io/instantiate"] == "manual" {
+		return "made by hand" + of
 	}
-	return "made by the controller of " + owner.Kind + " " + owner.Name
+	if owner.Ref.Kind != "CronJob" {
+		return "made by the controller" + of
+	}
+	if owner.Object != nil {
+		if schedule, _, _ := unstructured.NestedString(owner.Object.Object, "spec", "schedule"); schedule != "" {
+			return fmt.Sprintf("schedule %q", schedule) + of
+		}
+	}
+	return "schedule" + of
 }
 
 // traces adds what the store knows.

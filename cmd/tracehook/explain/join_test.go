@@ -153,13 +153,13 @@ not known    which request it was: managedFields have no write of that time: who
 			link(t, `{apiVersion: batch/v1, kind: Job, metadata: {name: nightly-1, namespace: shop, uid: j, creationTimestamp: "2026-11-28T14:00:00Z", annotations: `+stampYAML(change, "14:00:00.300", "")+`,
 				managedFields: [{manager: kube-controller-manager, operation: Update, time: "2026-11-28T14:00:00Z"}]}, status: {conditions: [{type: Complete, status: "True", lastTransitionTime: "2026-11-28T14:00:12Z"}]}}`),
 			link(t, `{apiVersion: batch/v1, kind: CronJob, metadata: {name: nightly, namespace: shop, uid: c, creationTimestamp: "2026-11-28T10:00:00Z", annotations: `+stampYAML(create, "10:00:00.100", "")+`,
-				managedFields: [{manager: kubectl-create, operation: Update, time: "2026-11-28T10:00:00Z"}]}}`),
+				managedFields: [{manager: kubectl-create, operation: Update, time: "2026-11-28T10:00:00Z"}]}, spec: {schedule: "0 14 * * *"}}`),
 		}},
 		want: `
 Job nightly-1 exists because of
   kubectl-create   10:00:00   trace aaaaaaaa…
   └ CronJob nightly  created  +0 s
-    └ schedule of CronJob nightly   kube-controller-manager   14:00:00   trace bbbbbbbb…
+    └ schedule "0 14 * * *" of CronJob nightly   kube-controller-manager   14:00:00   trace bbbbbbbb…
       └ Job          created  +0 s      complete +12 s
 written      14:00:00  kube-controller-manager (update)
 `}, {

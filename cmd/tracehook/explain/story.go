@@ -68,7 +68,7 @@ type Cause struct {
 	At *time.Time `json:"at,omitempty"`
 	// Exact is false where At is the object's creation, in whole seconds.
 	Exact bool `json:"exact"`
-	// Why says what made the owner act, where the request was its controller's: `schedule "0 4 * * *"`.
+	// Why says what made the owner act, where the request was its controller's: `schedule "0 4 * * *" of CronJob nightly`.
 	Why string `json:"why,omitempty"`
 	// Request is the write itself, as managedFields have it. Absent: they have forgotten it.
 	Request *Request `json:"request,omitempty"`
@@ -85,7 +85,7 @@ type Request struct {
 	Manager   string     `json:"manager,omitempty"`   // its field manager
 	Operation string     `json:"operation,omitempty"` // Update or Apply, as managedFields say
 	At        *time.Time `json:"at,omitempty"`        // to the second
-	Fields    []string   `json:"fields,omitempty"`    // what the manager owns outside metadata and status, at most mostFields
+	Fields    []string   `json:"fields,omitempty"`    // what the manager owns outside metadata and status, at most 20
 	FieldSum  int        `json:"fieldSum,omitempty"`  // how many these are in all
 	// Or are other managers that wrote in the same second: it may have been one of them.
 	Or []string `json:"or,omitempty"`
@@ -160,7 +160,7 @@ type Step struct {
 	Ref `json:",inline"`
 	// Cause is the index in Causes of what this object carries, or of what its owner does if it carries none. -1: none.
 	Cause int `json:"cause"`
-	// Change is what the cause did to it: see the constants.
+	// Change is what the cause did to it: "created", "changed", "changed since", "deleted since" or "not read".
 	Change Change `json:"change"`
 	// Creation is the request that created it. Absent: the store does not have it.
 	Creation *Creation `json:"creation,omitempty"`
@@ -227,7 +227,7 @@ type Writer struct {
 	Operation   string     `json:"operation"`
 	Subresource string     `json:"subresource,omitempty"`
 	At          *time.Time `json:"at,omitempty"`
-	Fields      []string   `json:"fields"` // at most mostFields
+	Fields      []string   `json:"fields"` // at most 20
 	FieldSum    int        `json:"fieldSum"`
 }
 
