@@ -45,7 +45,7 @@ build: ## Build bin/tracehook
 	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $(BIN)/tracehook ./cmd/tracehook
 
 .PHONY: controlplane
-controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger and Prometheus (about 17 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
+controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger and Prometheus (about 21 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
 	@e2e/controlplane/build.sh
 
 .PHONY: otelcol jaeger prometheus promtool

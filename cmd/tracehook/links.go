@@ -64,3 +64,16 @@ func followLinks(ctx context.Context, store *tracestore.Client, t tracestore.Tra
 	}
 	return linked, left
 }
+
+// linksOut counts the other traces that a trace links to.
+func linksOut(t tracestore.Trace) int {
+	others := map[string]bool{}
+	for _, span := range t.Spans {
+		for _, link := range span.Links {
+			if link.TraceID != t.ID {
+				others[link.TraceID] = true
+			}
+		}
+	}
+	return len(others)
+}

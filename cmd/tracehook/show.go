@@ -103,6 +103,9 @@ func showTrace(ctx context.Context, o showOptions, id string, getenv func(string
 	if err := output.write(stdout, shown, o.Filters); err != nil {
 		return err
 	}
+	if n := linksOut(trace); o.Links == 0 && n > 0 && output.Form != "none" {
+		fmt.Fprintf(stderr, "tracehook: it links to %d other traces; --links 1 shows them too\n", n)
+	}
 	if left > 0 {
 		fmt.Fprintf(stderr, "tracehook: %d more linked traces are not shown\n", left)
 	}

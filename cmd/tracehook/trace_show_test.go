@@ -127,6 +127,9 @@ func TestLinksAreFollowedOnceAndToTheGivenDepth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n := linksOut(trace); n != 2 {
+		t.Errorf("it links to %d other traces, want 2", n)
+	}
 	for depth, want := range []string{"", "2 9", "2 9 3"} {
 		asked.Store(0)
 		linked, left := followLinks(t.Context(), store, trace, depth)

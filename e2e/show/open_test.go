@@ -1,8 +1,8 @@
 package show
 
 import (
+	"bufio"
 	"bytes"
-	"context"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
@@ -38,38 +38,43 @@ func fakeBrowser(t *testing.T) (variable string, address func() string) {
 	}
 }
 
-// visit does what a browser does with the address, and returns the page and what closes it.
-func visit(t *testing.T, address string) (page string, leave func()) {
+// enter does what a browser does with the address, and returns the page.
+func enter(t *testing.T, address string) (page string, client *http.Client) {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{Jar: jar}
+	client = &http.Client{Jar: jar}
+	read(t, client, address)
 	base, _, _ := strings.Cut(address, "?")
-	for _, url := range []string{address, base} {
-		resp, err := client.Get(url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %s, %v", url, resp.Status, err)
-		}
-		page = string(body)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	t.Cleanup(cancel)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"events", nil)
+	return read(t, client, base), client
+}
+
+func read(t *testing.T, client *http.Client, url string) string {
+	t.Helper()
+	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := client.Do(req)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, resp.Status, err)
+	}
+	return string(body)
+}
+
+// visit is enter, and stays until it leaves.
+func visit(t *testing.T, address string) (page string, leave func()) {
+	t.Helper()
+	page, client := enter(t, address)
+	base, _, _ := strings.Cut(address, "?")
+	resp, err := client.Get(base + "events")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return page, func() { resp.Body.Close(); cancel() }
+	return page, func() { resp.Body.Close() }
 }
 
 // output is a buffer that a process writes and a test reads.
@@ -96,7 +101,7 @@ func TestOpenShowsThePageInTheBrowserUntilItIsClosed(t *testing.T) {
 		exitCode int
 		want     string
 	}{
-		"trace":                     {[]string{"trace", "--open", "--", shared.kubectl, "get", "configmaps", "-o", "name"}, 0, "priorityandfairness"},
+		"trace":                     {[]string{"trace", "--open", "--", shared.kubectl, "get", "configmaps", "-o", "name"}, 0, "<title>kubectl get</title>"},
 		"a command that has failed": {[]string{"trace", "--open", "--", shared.kubectl, "get", "configmap/not-there"}, 1, "<title>kubectl get</title>"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,6 +124,48 @@ func TestOpenShowsThePageInTheBrowserUntilItIsClosed(t *testing.T) {
 			}
 			lineWith(t, stderr.String(), "tracehook: the page is in your browser, until you close it or press Ctrl-C")
 		})
+	}
+}
+
+// While it follows, the page has what it follows, and hears of the end.
+func TestThePageOfAFollowedCommandIsLive(t *testing.T) {
+	deleted(t, "pod/watched")
+	variable, address := fakeBrowser(t)
+	cmd := command(t, "trace", "--open", "--follow", "--follow-timeout=5s", "--", shared.kubectl, "run", "watched", "--image=nowhere:1")
+	cmd.Env = append(cmd.Env, variable)
+	var stderr output
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	base, _, _ := strings.Cut(address(), "?")
+	first, client := enter(t, address())
+	if !strings.Contains(first, "kubectl run") {
+		t.Errorf("the first page is %.300s", first)
+	}
+	resp, err := client.Get(base + "events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var heard []string
+	for events := bufio.NewScanner(resp.Body); events.Scan(); {
+		if text, found := strings.CutPrefix(events.Text(), "data: "); found {
+			heard = append(heard, text)
+			if strings.Contains(text, "this is all of it") {
+				break
+			}
+		}
+	}
+	all := strings.Join(heard, "\n")
+	if !strings.Contains(all, "0 of 1 ready") || !strings.Contains(all, "Pod watched (Unschedulable: ") || !strings.Contains(all, ") is not ready: context deadline exceeded (after 5s); this is all of it") {
+		t.Errorf("the page hears\n%s", all)
+	}
+	if page := read(t, client, base); !strings.Contains(page, "<dt>Pod watched</dt>") || !strings.Contains(page, "Create etcd3") {
+		t.Errorf("the last page has not all: %.500s", page)
+	}
+	resp.Body.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v, want the command's 0\n%s", err, &stderr)
 	}
 }
 
@@ -146,7 +193,9 @@ func TestWithoutABrowserTheAddressIsPrintedAndCtrlCEndsThePage(t *testing.T) {
 	if match == nil {
 		t.Fatalf("no address:\n%s", &stderr)
 	}
-	if page, _ := visit(t, match[1]); !strings.Contains(page, id) {
+	page, leave := visit(t, match[1])
+	defer leave()
+	if !strings.Contains(page, id) {
 		t.Error("another page")
 	}
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
