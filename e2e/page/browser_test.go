@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/tracehook/tracehook/cmd/tracehook/report"
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/e2e/internal/browser"
 )
 
 func TestThePageShowsARowForEverySpan(t *testing.T) {
@@ -372,17 +372,11 @@ func browse(t *testing.T, address string, before ...chromedp.Action[chromedp.Voi
 	// Not the test's own context, which ends before the browser is closed below.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewExecAllocator(ctx,
-		chromedp.ExecPath(chromium(t)),
-		chromedp.UserDataDir(t.TempDir()),
-		chromedp.WindowSize(1400, 1000),
-		chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck,
-		chromedp.Flag("disable-quic", true),
-		chromedp.Flag("disable-background-networking", true),
-		chromedp.Flag("disable-component-update", true),
-		chromedp.Flag("disable-sync", true),
-		chromedp.Flag("disable-dev-shm-usage", true), // containers have little of it
-	)
+	path, err := browser.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = chromedp.NewExecAllocator(ctx, browser.Options(path, t.TempDir(), 1400, 1000)...)
 	t.Cleanup(cancel)
 	p := &pageUnderTest{T: t, file: address}
 	p.ctx, cancel = chromedp.NewContext(ctx, chromedp.WithListener(p.listen))
@@ -407,21 +401,6 @@ func enable[P, R any](p *pageUnderTest, command cdp.Command[P, R], params P) {
 	if _, err := chromedp.Call(p.ctx, command, params); err != nil {
 		p.Fatalf("%s: %v", command.Method, err)
 	}
-}
-
-// chromium finds the browser, which these tests cannot do without.
-func chromium(t *testing.T) string {
-	t.Helper()
-	if path := os.Getenv("CHROMIUM"); path != "" {
-		return path
-	}
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	t.Fatal("no Chromium on the PATH: install it (Debian: apt-get install chromium) or set CHROMIUM to its path")
-	return ""
 }
 
 func (p *pageUnderTest) listen(event any) {
