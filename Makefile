@@ -25,7 +25,7 @@ export CGO_ENABLED := 0
 ##@ Try it
 
 .PHONY: demo
-demo: build ## One kubectl create, one trace, on a real control plane (KEEP=1: leave it running; OUT=DIR: where the report goes)
+demo: build ## One kubectl create, one trace, and what became of it, on a real control plane (KEEP=1: leave it running, without a node; OUT=DIR: where the report goes)
 	@e2e/controlplane/build.sh etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger
 	@go run ./e2e/demo
 

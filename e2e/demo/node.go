@@ -2,73 +2,65 @@
 
 package main
 
-// The last act. In: a machine on which a node can run. Out: one trace from kubectl to the program in a container, beside
-// it what kubelet and containerd did, and what `tracehook explain` says of a Pod that runs and one that does not. It has a control plane of its own, because a node and all that talks to it
-// live in network namespaces of the run (see package node). Errors: what the machine lacks is none, and is said.
+// With a real node. In: a machine on which one can run. Out: the same story in network namespaces of the run (see package
+// node), and what only a node shows. Errors: anything that is not as the story says; what the machine lacks is none.
 
 import (
 	"context"
-	"encoding/gob"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/report"
-	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/node"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 
-// actThree has this program started once more, for the last act.
-func actThree(ctx context.Context, s *stage) error {
+// onNode is the argument of a demo that has a node. Package node starts this program again with the same arguments, in
+// namespaces where nothing can be asked a second time.
+const onNode = "on-node"
+
+// whyNoNode says why there is no node. "": there is one.
+func whyNoNode(keep bool) string {
+	switch {
+	case slices.Contains(os.Args[1:], onNode):
+		return ""
+	case keep:
+		return "with KEEP=1 there is none: it would be in networks of its own, which you could not reach"
+	}
 	if err := node.Possible(); err != nil {
-		s.notShown(err.Error())
-		return nil
+		return err.Error()
 	}
-	dir, err := os.MkdirTemp("", "tracehook-demo-")
-	if err != nil {
-		return fmt.Errorf("make directory of the last act: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
-	path := filepath.Join(dir, "sections")
-	cmd := exec.CommandContext(ctx, self, lastAct, path)
-	cmd.Stdout, cmd.Stderr = s.terminal, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("play the last act: %w", err)
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("read what the last act found: %w", err)
-	}
-	defer file.Close()
-	var sections []report.Section
-	if err := gob.NewDecoder(file).Decode(&sections); err != nil {
-		return fmt.Errorf("read what the last act found: %w", err)
-	}
-	s.report.Sections = append(s.report.Sections, sections...)
-	return nil
+	os.Args = append(os.Args, onNode)
+	return ""
 }
 
-// playLastAct writes its sections to a file.
-func playLastAct(path string) (code int) {
+// playOnNode is the demo in namespaces of its own. It returns an exit code.
+func playOnNode(out string) (code int) {
 	return node.Main(node.Options{
 		Prepare: prepareNode,
 		Run: func(dir string) int {
 			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			if err := onNode(ctx, dir, path); err != nil {
-				fmt.Fprintln(os.Stderr, err)
+			o := cluster.Options{Dir: filepath.Join(dir, "cluster"), Address: node.HostAddress}
+			err := run(ctx, os.Stdout, o, "", func(s *stage) error {
+				if err := s.addNode(ctx, dir); err != nil {
+					return err
+				}
+				if err := s.play(ctx); err != nil {
+					return err
+				}
+				return publish(ctx, s, out)
+			})
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "demo:", err)
 				return 1
 			}
 			return 0
@@ -78,7 +70,7 @@ func playLastAct(path string) (code int) {
 
 const workloadArchive = "workload.tar"
 
-// prepareNode builds what only this act needs.
+// prepareNode builds what only a node needs.
 func prepareNode(dir string) error {
 	build := exec.Command("e2e/controlplane/build.sh", node.Programs()...)
 	build.Stdout, build.Stderr = os.Stdout, os.Stderr
@@ -89,114 +81,71 @@ func prepareNode(dir string) error {
 	if err != nil {
 		return fmt.Errorf("find the repository: %w", err)
 	}
-	image := node.Image{Root: root, Program: "e2e/workload", Name: "localhost/workload", Tag: "demo"}
+	image := node.Image{Root: root, Program: "e2e/workload", Name: imageName, Tag: imageTag}
 	return image.Build(filepath.Join(dir, workloadArchive))
 }
 
-// wholePod is what the trace must hold: the Job, its Pod, what became of it, and the program in it.
-var wholePod = tree.Want{
-	Service: "kubectl", Kind: tracestore.KindInternal,
-	Children: []tree.Want{
-		{Service: "apiserver", Name: "Create", Descendant: true, Children: []tree.Want{
-			{Service: "tracehook", Name: "POST /mutate", Descendant: true},
-			{Service: "etcd", Kind: tracestore.KindServer, Descendant: true},
-		}},
-		{Service: "tracehook", Name: "create Pod", Descendant: true, Children: []tree.Want{
-			{Service: "hello", Name: "work"},
-			{Service: "tracehook-lifecycle", Name: "start container"},
-		}},
-	},
-}
-
-func onNode(ctx context.Context, dir, path string) (err error) {
-	s, err := setUp(ctx, os.Stdout, cluster.Options{Dir: filepath.Join(dir, "cluster"), Address: node.HostAddress}, "--lineage=parent")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.cluster.Stop()) }()
+func (s *stage) addNode(ctx context.Context, dir string) error {
 	begin := time.Now()
 	if _, err := node.StartAll(ctx, s.cluster, 1, node.NodeOptions{
-		Dir: dir, Images: []string{filepath.Join(dir, workloadArchive)}, Pause: "localhost/workload:demo", Tracing: "deploy/nodes",
+		Dir: dir, Images: []string{filepath.Join(dir, workloadArchive)}, Pause: image, Tracing: "deploy/nodes",
 	}); err != nil {
 		return err
 	}
 	s.say("%-24s Ready after %.1fs: kubelet, containerd, runc", "node", time.Since(begin).Seconds())
-	if _, err := s.cluster.StartTracehook(ctx, cluster.TracehookOptions{
-		Name: "tracehook-lifecycle", Args: []string{"lifecycle", "--health-probe-bind-address=0", "--metrics-bind-address=0"},
-		Env: []string{"KUBECONFIG=" + s.cluster.Kubeconfig}, // what it may, and no more, is of deploy/components/lifecycle
-	}); err != nil {
-		return err
-	}
-	if err := s.showPod(ctx); err != nil {
-		return err
-	}
-	if err := s.explain(ctx); err != nil {
-		return err
-	}
-	file, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("write what was found: %w", err)
-	}
-	defer file.Close()
-	if err := gob.NewEncoder(file).Encode(s.report.Sections); err != nil {
-		return fmt.Errorf("write what was found: %w", err)
-	}
 	return nil
 }
 
-func (s *stage) showPod(ctx context.Context) error {
-	s.heading(lastHeading)
-	one := report.Section{
-		Heading: lastHeading,
-		Text:    "The Job's template asks for TRACEPARENT. The program reads it with OpenTelemetry's environment carrier, so its first span is below the create of its Pod.",
-		Command: "tracehook trace -- kubectl create -f e2e/demo/job.yaml",
-	}
-	output, err := s.succeed(ctx, one.Command)
-	if err != nil {
-		return err
-	}
-	one.Output = output
-	match := traceIDLine.FindStringSubmatch(output)
-	if match == nil {
-		return fmt.Errorf("no trace id in what `%s` printed", one.Command)
-	}
-	trace, err := s.wait(ctx, match[1], func(t tracestore.Trace) error { return tree.Match(t, wholePod) })
-	if err != nil {
-		return fmt.Errorf("the trace of `%s` is not whole: %w", one.Command, err)
-	}
-	one.Trace = &trace
-	s.say("")
-	if err := s.draw(trace); err != nil {
-		return err
-	}
-	s.report.Sections = []report.Section{one}
+// wholeJob is what the trace must hold: the Job, its Pod, what became of it, and the program in it.
+var wholeJob = of(created,
+	tree.Want{Service: lifecycle, Name: "run Job", Status: "unset", Descendant: true},
+	made(tree.Want{Service: "hello", Name: "work"}, started),
+)
 
-	uid, err := s.cluster.Kubectl(ctx, "get", "pods", "-l", "batch.kubernetes.io/job-name=hello", "-o", "jsonpath={.items[0].metadata.uid}")
+const (
+	jobHeading    = "A Job, from kubectl to the program in its container"
+	besideHeading = "Beside it, what kubelet and containerd did for that Pod"
+)
+
+// showOnNode is what takes a node: a program that goes on with the trace, the node's own traces, and an image that is not
+// to be had.
+func (s *stage) showOnNode(ctx context.Context) error {
+	s.heading(jobHeading)
+	section, err := s.trace(ctx, jobHeading, "tracehook trace --follow -- kubectl create -f e2e/demo/job.yaml", wholeJob)
 	if err != nil {
 		return err
 	}
+	section.Text = "The Job's template asks for TRACEPARENT. The program reads it with OpenTelemetry's environment carrier, so its first span is below the create of its Pod."
+	if err := s.show(ctx, section.Trace.ID); err != nil {
+		return err
+	}
+	s.report.Sections = append(s.report.Sections, section)
+	s.shot = section.Heading
+
+	pod, err := s.cluster.Kubectl(ctx, "get", "pods", "-l", "batch.kubernetes.io/job-name=hello", "-o", "jsonpath={.items[0].metadata.name} {.items[0].metadata.uid}")
+	if err != nil {
+		return err
+	}
+	name, uid, _ := strings.Cut(pod, " ")
 	s.heading(besideHeading)
-	started, err := node.WaitStart(ctx, s.cluster.JaegerURL, uid)
+	onItsNode, err := node.WaitStart(ctx, s.cluster.JaegerURL, uid)
 	if err != nil {
 		return err
 	}
-	s.say("kubelet begins a trace of its own whenever it looks after a Pod. This one started it, found by\nk8s.pod.uid=%s:\n", uid)
-	if err := s.draw(started); err != nil {
+	s.say("kubelet begins a trace of its own whenever it looks after a Pod. This one started it, found by\nk8s.pod.uid=%s:", uid)
+	if err := s.show(ctx, onItsNode.ID); err != nil {
 		return err
 	}
 	s.report.Sections = append(s.report.Sections, report.Section{
 		Heading: besideHeading,
 		Text:    "kubelet begins a trace of its own whenever it looks after a Pod, whoever made the Pod. This is the one that started it, found by the Pod's UID.",
 		Facts:   []report.Fact{{Name: "k8s.pod.uid", Value: uid}},
-		Trace:   &started,
+		Trace:   &onItsNode,
 	})
-	return nil
-}
+	if err := s.explain(ctx, "Why is the Job's Pod there, and what became of it?", "pod/"+name, "Job hello"); err != nil {
+		return err
+	}
 
-const besideHeading = "Beside it, what kubelet and containerd did for that Pod"
-
-// explain asks why two Pods are there, of which one cannot start.
-func (s *stage) explain(ctx context.Context) error {
 	s.heading("A Pod that cannot start")
 	if _, err := s.succeed(ctx, "tracehook trace -- kubectl run broken --image=localhost/nothing:1"); err != nil {
 		return err
@@ -204,20 +153,5 @@ func (s *stage) explain(ctx context.Context) error {
 	if _, err := s.cluster.Kubectl(ctx, "wait", "pod/broken", "--for=jsonpath={.status.containerStatuses[0].state.waiting.reason}=ErrImagePull", "--timeout=60s"); err != nil {
 		return err
 	}
-	for _, show := range []struct{ heading, command, want string }{
-		{"Why is the Job's Pod there, and what became of it?", "tracehook explain pod -l batch.kubernetes.io/job-name=hello --store jaeger=" + s.cluster.JaegerURL, "Job hello"},
-		{"Why does the broken one not start?", "tracehook explain pod/broken --store jaeger=" + s.cluster.JaegerURL, "localhost/nothing:1"},
-	} {
-		s.heading(show.heading)
-		section := report.Section{Heading: show.heading, Command: show.command}
-		var err error
-		if section.Output, err = s.succeed(ctx, show.command); err != nil {
-			return err
-		}
-		if !strings.Contains(section.Output, show.want) {
-			return fmt.Errorf("`%s` does not speak of %s", show.command, show.want)
-		}
-		s.report.Sections = append(s.report.Sections, section)
-	}
-	return nil
+	return s.explain(ctx, "Why does it not start?", "pod/broken", "localhost/nothing:1")
 }

@@ -23,15 +23,27 @@ import (
 type stage struct {
 	cluster   *cluster.Cluster
 	webhook   *cluster.Webhook
-	certDir   string // of the serving pair, which act two replaces
+	certDir   string // of the serving pair, which the last act replaces
 	tracehook string // path of the binary
+	noNode    string // why there is no node; "": there is one
+	shot      string // heading of the section that is at the top of the picture
 	terminal  io.Writer
 	colour    bool
 	report    report.Report
 }
 
-// setUp starts everything that the acts need, in about ten seconds. args are flags of `tracehook serve`.
-func setUp(ctx context.Context, terminal io.Writer, o cluster.Options, args ...string) (_ *stage, err error) {
+// The image of all Pods: e2e/workload, which waits if it is told nothing else.
+const (
+	imageName = "localhost/workload"
+	imageTag  = "demo"
+	image     = imageName + ":" + imageTag
+)
+
+// lifecycle is the service.name of `tracehook lifecycle`.
+const lifecycle = "tracehook-lifecycle"
+
+// setUp starts everything that every machine can have, in about ten seconds.
+func setUp(ctx context.Context, terminal io.Writer, o cluster.Options) (_ *stage, err error) {
 	s := &stage{terminal: terminal, colour: isTerminal(terminal)}
 	s.heading("Starting a control plane, a Collector, Jaeger and tracehook")
 	started := time.Now()
@@ -53,10 +65,16 @@ func setUp(ctx context.Context, terminal io.Writer, o cluster.Options, args ...s
 	if err != nil {
 		return nil, err
 	}
-	if s.webhook, err = s.cluster.StartWebhook(ctx, cluster.WebhookOptions{CertDir: s.certDir, Args: args}); err != nil {
+	if s.webhook, err = s.cluster.StartWebhook(ctx, cluster.WebhookOptions{CertDir: s.certDir, Args: []string{"--lineage=parent"}}); err != nil {
 		return nil, err
 	}
 	if err := s.cluster.InstallWebhook(ctx, s.webhook.Port, bundle); err != nil {
+		return nil, err
+	}
+	if _, err := s.cluster.StartTracehook(ctx, cluster.TracehookOptions{
+		Name: lifecycle, Args: []string{"lifecycle", "--health-probe-bind-address=0", "--metrics-bind-address=0"},
+		Env: []string{"KUBECONFIG=" + s.cluster.Kubeconfig}, // what it may, and no more, is of deploy/components/lifecycle
+	}); err != nil {
 		return nil, err
 	}
 	version, err := s.cluster.Kubectl(ctx, "version")
@@ -64,9 +82,10 @@ func setUp(ctx context.Context, terminal io.Writer, o cluster.Options, args ...s
 		return nil, err
 	}
 	s.say("%-24s installed from deploy/, everything after %.1fs", "webhook", time.Since(started).Seconds())
+	s.say("%-24s jaeger=%s", "TRACEHOOK_STORE", s.cluster.JaegerURL)
 	s.report = report.Report{
 		Title:     "One kubectl create, one trace",
-		Summary:   "Recorded from real processes: kubectl, kube-apiserver, the tracehook webhook and etcd, each exporting its own spans through an OpenTelemetry Collector.",
+		Summary:   "Recorded from real processes, each exporting its own spans through an OpenTelemetry Collector.",
 		Generated: time.Now(),
 		Facts:     versions(version),
 	}
@@ -109,7 +128,7 @@ func (s *stage) command(ctx context.Context, line string) (output string, exitCo
 	var printed bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, words[1:]...)
 	cmd.Env = append(os.Environ(), s.cluster.Env()...)
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+s.cluster.Kubeconfig,
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+s.cluster.Kubeconfig, "TRACEHOOK_STORE=jaeger="+s.cluster.JaegerURL,
 		"PATH="+filepath.Dir(kubectl)+string(os.PathListSeparator)+os.Getenv("PATH"))
 	cmd.Stdout = io.MultiWriter(&printed, s.terminal)
 	cmd.Stderr = cmd.Stdout
@@ -127,19 +146,6 @@ func (s *stage) wait(ctx context.Context, id string, complete func(tracestore.Tr
 	client := tracestore.Client{BaseURL: s.cluster.JaegerURL}
 	return client.Wait(ctx, id, complete)
 }
-
-// draw shows a trace as a tree.
-func (s *stage) draw(t tracestore.Trace) error {
-	return report.Tree(s.terminal, t, report.TreeOptions{Colour: s.colour, Services: services})
-}
-
-// notShown says why there is no last act here.
-func (s *stage) notShown(why string) {
-	s.heading(lastHeading)
-	s.say("Not shown here: it takes real nodes, and %s.", why)
-}
-
-const lastHeading = "One trace, from kubectl to the program in a container"
 
 func (s *stage) say(format string, args ...any) {
 	fmt.Fprintf(s.terminal, format+"\n", args...)
