@@ -70,11 +70,11 @@ func visit(t *testing.T, address string) (page string, leave func()) {
 	t.Helper()
 	page, client := enter(t, address)
 	base, _, _ := strings.Cut(address, "?")
-	resp, err := client.Get(base + "events")
+	resp, err := client.Get(base + "events") //nolint:bodyclose // leave closes it
 	if err != nil {
 		t.Fatal(err)
 	}
-	return page, func() { resp.Body.Close() }
+	return page, func() { _ = resp.Body.Close() }
 }
 
 // output is a buffer that a process writes and a test reads.
@@ -205,7 +205,8 @@ func TestWithoutABrowserTheAddressIsPrintedAndCtrlCEndsThePage(t *testing.T) {
 	if got := cmd.ProcessState.ExitCode(); got != 0 {
 		t.Errorf("after Ctrl-C the exit code is %d\n%s", got, &stderr)
 	}
-	if _, err := http.Get(match[1]); err == nil {
+	if resp, err := http.Get(match[1]); err == nil {
+		_ = resp.Body.Close()
 		t.Error("the page is still served")
 	}
 }
