@@ -7,6 +7,8 @@ import (
 	"math"
 	"strconv"
 	"time"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
 // formatDuration gives a duration three digits and a unit, "1.23 ms". Whole
@@ -24,6 +26,24 @@ func formatDuration(d time.Duration) string {
 	default:
 		return threeDigits(d.Seconds()) + " s"
 	}
+}
+
+// resolutionKey is in seconds: how exact the times of a span are whose source has no more. tracehook's lifecycle sets it.
+const resolutionKey = "tracehook.time.resolution"
+
+// spanDuration is a span's, "< 1 s" where its source has whole seconds and both ends are in one.
+func spanDuration(s *tracestore.Span) string {
+	var resolution float64
+	switch v := s.Attributes[resolutionKey].(type) {
+	case float64:
+		resolution = v
+	case int64:
+		resolution = float64(v)
+	}
+	if s.Duration.Seconds() < resolution {
+		return "< " + threeDigits(resolution) + " s"
+	}
+	return formatDuration(s.Duration)
 }
 
 func threeDigits(v float64) string {

@@ -226,7 +226,7 @@ func shares(services []service, colours map[string]int) []pageService {
 func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
 	out := pageRow{
 		ID: trace + "-" + strconv.Itoa(i), Index: i, Service: r.Service, Name: r.Name, Object: r.Object, Colour: colour,
-		Duration: formatDuration(r.Duration), Offset: formatDuration(r.Offset),
+		Duration: spanDuration(r.Span), Offset: formatDuration(r.Offset),
 		Level: r.Depth + 1, Position: r.Position, SetSize: r.SetSize, Below: r.Below,
 		Bar:     bar(r.From, r.To),
 		Failed:  r.Status == tracestore.StatusError,

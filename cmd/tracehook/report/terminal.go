@@ -56,7 +56,7 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 	for _, r := range l.Rows {
 		services = max(services, cells(printable(r.Service)))
 		names = max(names, 2*r.Depth+cells(nameAndMark(r)))
-		durations = max(durations, cells(formatDuration(r.Duration)))
+		durations = max(durations, cells(spanDuration(r.Span)))
 		depth = max(depth, r.Depth)
 	}
 	services = min(services, maxService)
@@ -108,7 +108,7 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 		line(
 			p.service(pad(shorten(printable(r.Service), services), services), colour), strings.Repeat(" ", gap),
 			p.dim(lines), name, strings.Repeat(" ", gap),
-			padLeft(formatDuration(r.Duration), durations), bar,
+			padLeft(spanDuration(r.Span), durations), bar,
 		)
 		for _, note := range notes(r) {
 			// A note goes under the name and may use the rest of the line.
