@@ -127,7 +127,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 10s)
 	done
 
 .PHONY: bench
-bench: otelcol ## What a call costs, beside a null handler and the usual webhook: 80 s, to out/bench (RECORD=1: also to e2e/bench, for the README)
+bench: otelcol ## What a call costs, beside a null handler and the usual webhook: 80 s, to out/bench (RECORD=1: also to e2e/bench, for docs/cost.md)
 	@go run ./e2e/bench
 	@if [ -n "$${RECORD:-}" ]; then cp out/bench/table.md e2e/bench/result.md; cp out/bench/plot.svg e2e/bench/result.svg; fi
 
