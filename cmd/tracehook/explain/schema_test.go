@@ -42,8 +42,8 @@ func TestTheSchemaIsDocumentedAsItIs(t *testing.T) {
 		})
 	}
 	var b strings.Builder
-	b.WriteString("# What `tracehook explain -o json` prints\n\n`apiVersion` is `" + APIVersion + "`. `kind` is `" + KindExplanation + "` for one object, `" + KindExplanationList + "` for several (`items`), `" + KindCarriers +
-		"` with `--trace`. Fields may be added at any time; another `apiVersion` may change or remove them.\nTimes are RFC 3339 in UTC.\n")
+	b.WriteString("# What `tracehook explain -o json` prints\n\n`apiVersion` is `" + APIVersion + "`. `kind` is `" + KindExplanation + "` for one object ([Story](#story)), `" + KindExplanationList + "` for several (`items`, each a Story), `" + KindCarriers +
+		"` with `--trace` ([Carriers](#carriers)). Fields may be added at any time; another `apiVersion` may change or remove them.\nTimes are RFC 3339 in UTC.\n")
 	done := map[reflect.Type]bool{}
 	var write func(kind reflect.Type)
 	write = func(kind reflect.Type) {

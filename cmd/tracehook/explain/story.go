@@ -166,7 +166,7 @@ type Step struct {
 	Creation *Creation `json:"creation,omitempty"`
 	// Created is the object's creation, to the second. Absent: it is gone or cannot be read.
 	Created *time.Time `json:"created,omitempty"`
-	// AfterSeconds is the time from that cause to the object's creation. Absent where Change is not ChangeCreated.
+	// AfterSeconds is the time from that cause to the object's creation. Absent where change is not "created".
 	AfterSeconds *float64 `json:"afterSeconds,omitempty"`
 	// Exact is false where AfterSeconds is in whole seconds.
 	Exact bool `json:"exact,omitempty"`
