@@ -320,8 +320,11 @@ func TestAVerifiedAPIServiceIsCountedOnlyWhileItIsAvailable(t *testing.T) {
 			available := func(want string) {
 				mustKubectl(t, "wait", "--for=condition=Available="+want, "--timeout=90s", "apiservice/v1."+group)
 			}
+			ask := func() ([]byte, error) {
+				return clients.CoreV1().RESTClient().Get().AbsPath("/apis", group, "v1", "things").MaxRetries(0).DoRaw(ctx)
+			}
 			call := func() error {
-				_, err := clients.CoreV1().RESTClient().Get().AbsPath("/apis", group, "v1", "things").MaxRetries(0).DoRaw(ctx)
+				_, err := ask()
 				return err
 			}
 			if available(fmt.Sprint(c.works)); c.works {
@@ -343,6 +346,14 @@ func TestAVerifiedAPIServiceIsCountedOnlyWhileItIsAvailable(t *testing.T) {
 			}
 			if c.works {
 				return
+			}
+			// The condition is written before the API server itself goes by it.
+			for answer, deadline := "", time.Now().Add(30*time.Second); !strings.Contains(answer, "service unavailable"); time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("unavailable for 30 s, and the API server still answers %s", answer)
+				}
+				body, err := ask()
+				answer = fmt.Sprintf("%s: %v", body, err)
 			}
 			const calls = 5
 			before := allCounters(ctx, t, clients)

@@ -235,7 +235,7 @@ func runTrace(ctx context.Context, o traceOptions, command, env []string, stdin 
 	if outcome.ExitCode != exitOK {
 		return &exitError{code: outcome.ExitCode} // the command has said why
 	}
-	if o.WaitReady && notReady {
+	if o.WaitReady && (notReady || outcome.unseen()) {
 		return &exitError{code: exitFailed}
 	}
 	return nil

@@ -23,6 +23,9 @@ func (o traceOptions) follow(ctx context.Context, outcome traceOutcome, look fun
 	if outcome.WroteMore > 0 {
 		fmt.Fprintf(stderr, "tracehook: %d more objects are not followed\n", outcome.WroteMore)
 	}
+	if outcome.unseen() && o.WaitReady {
+		fmt.Fprintln(stderr, "tracehook: not all that the command wrote was seen, so nobody knows whether it is ready")
+	}
 	if len(outcome.Wrote) == 0 {
 		return nil, nil
 	}
@@ -51,6 +54,9 @@ func (o traceOptions) follow(ctx context.Context, outcome traceOutcome, look fun
 	}
 	return lines, err
 }
+
+// unseen says whether the command may have written what nobody followed.
+func (o traceOutcome) unseen() bool { return o.Past != "" || o.Refused > 0 || o.WroteMore > 0 }
 
 // followed are lines as facts of a page.
 func followed(lines []follow.Line) []report.Fact {

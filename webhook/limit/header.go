@@ -11,6 +11,7 @@ const mostLines = 100
 type headerReader struct {
 	lines int
 	text  bool // the line under way is not empty
+	begun bool // one has not been: net/http skips empty ones in front of a request
 	whole bool
 	after int64
 }
@@ -26,7 +27,8 @@ func (h *headerReader) read(p []byte) bool {
 		if h.lines++; h.lines > mostLines {
 			return false
 		}
-		h.whole, h.text, p = !h.text, false, rest
+		h.begun = h.begun || h.text
+		h.whole, h.text, p = h.begun && !h.text, false, rest
 	}
 	h.after += int64(len(p))
 	return true

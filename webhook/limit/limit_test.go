@@ -393,6 +393,19 @@ func TestTheLinesOfARequestBehindAnotherAreNotLeftUncounted(t *testing.T) {
 	}
 }
 
+// net/http skips what some old clients send behind a POST.
+func TestEmptyLinesInFrontOfARequestEndNoHeader(t *testing.T) {
+	address, _, _ := serve(t, ConnectionsOptions{}, ok)
+	c := dial(t, "", address)
+	if got := call(c, "x"); got != "HTTP/1.1 200 OK" {
+		t.Fatal(got)
+	}
+	_, _ = io.WriteString(c, "\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("a:\r\n", 200))
+	if got := answer(c); got != "HTTP/1.1 431 Request Header Fields Too Large" {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestRequestsOneAfterTheOtherShareAConnection(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		address, _, refused := serve(t, ConnectionsOptions{}, ok, secure)

@@ -58,8 +58,14 @@ func (k Known) Lookup(ctx context.Context, store Store) *Stored {
 		}
 		stored, _ := stampOf(link.Object, k.Keys)
 		id := factsKey(stored.traceID(), stored.span.SpanID().String())
-		if _, known := s.Facts[id]; stored.ok() && !known {
+		mu.Lock()
+		_, known := s.Facts[id]
+		ask := stored.ok() && !known
+		if ask {
 			s.Facts[id] = nil
+		}
+		mu.Unlock()
+		if ask {
 			group.Go(func() error {
 				facts, err := lookupCause(ctx, store, stored)
 				switch {

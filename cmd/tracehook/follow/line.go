@@ -28,25 +28,26 @@ const (
 
 // Line is what there is to say of one object now. Its texts are others', and may hold anything.
 type Line struct {
-	Object string // "Pod web-7d9c4-x2k"
-	Depth  int    // 0 for a root
-	State  State
-	Text   string    // "pulling image", "2 of 3 ready"
-	Since  time.Time // since when; zero where it is not known, and for what is over
-	Reason string    // why it does not go on, in the cluster's words; "" for none
+	Namespace string
+	Object    string // "Pod web-7d9c4-x2k"
+	Depth     int    // 0 for a root
+	State     State
+	Text      string    // "pulling image", "2 of 3 ready"
+	Since     time.Time // since when; zero where it is not known, and for what is over
+	Reason    string    // why it does not go on, in the cluster's words; "" for none
 }
 
 func deploymentLine(d *appsv1.Deployment) Line {
 	wanted := replicas(d.Spec.Replicas)
-	return rollOutLine(Line{Object: "Deployment " + d.Name}, lifecycle.Deployment(d, time.Time{}), counted(d.Status.ReadyReplicas, wanted))
+	return rollOutLine(Line{Namespace: d.Namespace, Object: "Deployment " + d.Name}, lifecycle.Deployment(d, time.Time{}), counted(d.Status.ReadyReplicas, wanted))
 }
 
 func statefulSetLine(d *appsv1.StatefulSet) Line {
-	return rollOutLine(Line{Object: "StatefulSet " + d.Name}, lifecycle.StatefulSet(d, time.Time{}), counted(d.Status.ReadyReplicas, replicas(d.Spec.Replicas)))
+	return rollOutLine(Line{Namespace: d.Namespace, Object: "StatefulSet " + d.Name}, lifecycle.StatefulSet(d, time.Time{}), counted(d.Status.ReadyReplicas, replicas(d.Spec.Replicas)))
 }
 
 func daemonSetLine(d *appsv1.DaemonSet) Line {
-	return rollOutLine(Line{Object: "DaemonSet " + d.Name}, lifecycle.DaemonSet(d, time.Time{}), counted(d.Status.NumberReady, d.Status.DesiredNumberScheduled))
+	return rollOutLine(Line{Namespace: d.Namespace, Object: "DaemonSet " + d.Name}, lifecycle.DaemonSet(d, time.Time{}), counted(d.Status.NumberReady, d.Status.DesiredNumberScheduled))
 }
 
 func jobLine(j *batchv1.Job) Line {
@@ -55,9 +56,9 @@ func jobLine(j *batchv1.Job) Line {
 		completions = *j.Spec.Completions
 	}
 	if j.Spec.Suspend != nil && *j.Spec.Suspend {
-		return Line{Object: "Job " + j.Name, State: Ready, Text: "suspended"}
+		return Line{Namespace: j.Namespace, Object: "Job " + j.Name, State: Ready, Text: "suspended"}
 	}
-	return rollOutLine(Line{Object: "Job " + j.Name}, lifecycle.Job(j, time.Time{}), fmt.Sprintf("%d of %d complete", j.Status.Succeeded, completions))
+	return rollOutLine(Line{Namespace: j.Namespace, Object: "Job " + j.Name}, lifecycle.Job(j, time.Time{}), fmt.Sprintf("%d of %d complete", j.Status.Succeeded, completions))
 }
 
 func counted(ready, wanted int32) string { return fmt.Sprintf("%d of %d ready", ready, wanted) }
@@ -93,7 +94,7 @@ var doing = map[lifecycle.Name]string{
 }
 
 func podLine(pod *corev1.Pod, events []*corev1.Event) Line {
-	line := Line{Object: "Pod " + pod.Name, State: Waiting}
+	line := Line{Namespace: pod.Namespace, Object: "Pod " + pod.Name, State: Waiting}
 	if pod.Status.Phase == corev1.PodSucceeded {
 		line.State, line.Text = Ready, "completed"
 		return line

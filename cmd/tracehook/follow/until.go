@@ -178,7 +178,7 @@ func look(ctx context.Context, client kubernetes.Interface, root Root) ([]Line, 
 	}
 	switch {
 	case apierrors.IsNotFound(err):
-		return []Line{{Object: root.kind() + " " + root.Name, State: Ready, Text: "gone"}}, nil
+		return []Line{{Namespace: root.Namespace, Object: root.kind() + " " + root.Name, State: Ready, Text: "gone"}}, nil
 	case err != nil:
 		return nil, err
 	case selector == nil:

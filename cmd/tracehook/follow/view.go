@@ -56,9 +56,9 @@ func (v *View) say(lines []Line) {
 		v.said = map[string]string{}
 	}
 	for _, l := range lines {
-		text := v.text(l, false)
-		if v.said[l.Object] != text {
-			v.said[l.Object] = text
+		text, object := v.text(l, false), l.Namespace+"/"+l.Object
+		if v.said[object] != text {
+			v.said[object] = text
 			fmt.Fprintln(v.Out, text)
 		}
 	}

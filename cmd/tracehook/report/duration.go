@@ -40,7 +40,7 @@ func spanDuration(s *tracestore.Span) string {
 	case int64:
 		resolution = float64(v)
 	}
-	if s.Duration.Seconds() < resolution {
+	if resolution <= 60 && s.Duration.Seconds() < resolution { // coarser is no clock's
 		return "< " + threeDigits(resolution) + " s"
 	}
 	return formatDuration(s.Duration)

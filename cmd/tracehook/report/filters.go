@@ -26,7 +26,8 @@ func foldFilters(n *tracestore.Node) *tracestore.Node {
 			folded.Children = append(folded.Children, foldFilters(child))
 			continue
 		}
-		chain, below := filterChain(child)
+		var chain, below []*tracestore.Node
+		filterChain(child, &chain, &below)
 		if len(chain) < 2 {
 			folded.Children = append(folded.Children, foldFilters(child))
 			continue
@@ -47,16 +48,14 @@ func foldFilters(n *tracestore.Node) *tracestore.Node {
 	return folded
 }
 
-// filterChain is a filter with the filters below it, and what is below these.
-func filterChain(n *tracestore.Node) (chain, below []*tracestore.Node) {
-	chain = []*tracestore.Node{n}
+// filterChain appends a filter with the filters below it, and what is below these.
+func filterChain(n *tracestore.Node, chain, below *[]*tracestore.Node) {
+	*chain = append(*chain, n)
 	for _, child := range n.Children {
-		if !isFilter(child.Span) {
-			below = append(below, child)
-			continue
+		if isFilter(child.Span) {
+			filterChain(child, chain, below)
+		} else {
+			*below = append(*below, child)
 		}
-		more, rest := filterChain(child)
-		chain, below = append(chain, more...), append(below, rest...)
 	}
-	return chain, below
 }

@@ -30,7 +30,7 @@ type row struct {
 	*tracestore.Span
 	Lost     tracestore.Lost
 	Depth    int     // 0 at the top
-	Guides   []guide // Depth of them, the last one leads to the span
+	Guides   []guide // Depth of them, or mostGuides if that is less; the last one leads to the span
 	Position int     // among its siblings, from 1
 	SetSize  int     // how many siblings there are, itself included
 	Below    int     // how many spans are somewhere below
@@ -49,8 +49,11 @@ type row struct {
 // part is a piece of the time axis, from 0 to 1 like row.From.
 type part struct{ From, To float64 }
 
+// mostGuides bounds what a row holds: a trace may be as deep as it has spans.
+const mostGuides = 256
+
 // guide is one cell of the lines that make a tree of the rows.
-type guide int
+type guide uint8
 
 const (
 	guideBlank guide = iota
@@ -95,7 +98,7 @@ func newLayout(trace tracestore.Trace, folded bool) layout {
 		if folded {
 			root = foldFilters(root)
 		}
-		l.add(root, nil, i+1, len(forest))
+		l.add(root, nil, 0, i+1, len(forest))
 	}
 
 	places := make(map[string]int)
@@ -123,12 +126,12 @@ func newLayout(trace tracestore.Trace, folded bool) layout {
 }
 
 // add appends the row of n and the rows below it, and returns how many those are.
-func (l *layout) add(n *tracestore.Node, guides []guide, position, setSize int) int {
+func (l *layout) add(n *tracestore.Node, guides []guide, depth, position, setSize int) int {
 	at := len(l.Rows)
 	offset := n.Span.Start.Sub(l.Start)
 	l.Rows = append(l.Rows, row{
 		Span: n.Span, Lost: n.Lost,
-		Depth: len(guides), Guides: guides,
+		Depth: depth, Guides: guides,
 		Position: position, SetSize: setSize,
 		Offset: offset, Object: objectOf(n.Span),
 		From: l.fraction(offset), To: l.fraction(offset + n.Span.Duration),
@@ -144,20 +147,24 @@ func (l *layout) add(n *tracestore.Node, guides []guide, position, setSize int) 
 	for i, child := range n.Children {
 		// Above the children, the lines go on only below spans that have
 		// siblings to come.
-		lines := make([]guide, len(guides), len(guides)+1)
-		copy(lines, guides)
-		if d := len(guides); d > 0 {
-			if guides[d-1] == guideFork {
-				lines[d-1] = guideDown
-			} else {
-				lines[d-1] = guideBlank
+		lines := guides
+		if len(guides) < mostGuides {
+			lines = make([]guide, len(guides), len(guides)+1)
+			copy(lines, guides)
+			if d := len(guides); d > 0 {
+				if guides[d-1] == guideFork {
+					lines[d-1] = guideDown
+				} else {
+					lines[d-1] = guideBlank
+				}
 			}
+			last := guideFork
+			if i == len(n.Children)-1 {
+				last = guideLast
+			}
+			lines = append(lines, last)
 		}
-		last := guideFork
-		if i == len(n.Children)-1 {
-			last = guideLast
-		}
-		below += 1 + l.add(child, append(lines, last), i+1, len(n.Children))
+		below += 1 + l.add(child, lines, depth+1, i+1, len(n.Children))
 	}
 	l.Rows[at].Below = below
 	return below
@@ -212,7 +219,7 @@ func ticks(total time.Duration) []time.Duration {
 		step = step * []time.Duration{2, 5, 2}[i%3] / []time.Duration{1, 2, 1}[i%3]
 	}
 	var at []time.Duration
-	for t := time.Duration(0); t <= total; t += step {
+	for t := time.Duration(0); t >= 0 && t <= total; t += step { // below 0: past the end of what a Duration holds
 		at = append(at, t)
 	}
 	return at

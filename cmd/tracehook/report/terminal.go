@@ -205,7 +205,7 @@ func lostText(lost tracestore.Lost, parent string) string {
 func branches(r row, step, limit int) string {
 	draw := [...]string{guideBlank: " ", guideDown: "│", guideFork: "├", guideLast: "└"}
 	guides, cut := r.Guides, ""
-	if most := limit/step - 1; len(guides) > most+1 {
+	if most := max(0, limit/step-1); len(guides) > most+1 {
 		guides, cut = guides[:most], "⋯"+strings.Repeat(" ", step-1)
 	}
 	var b strings.Builder

@@ -8,6 +8,7 @@
 package tracestore
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -25,7 +26,10 @@ import (
 const (
 	maxBytes = 32 << 20
 	maxSpans = 100_000
-	maxDepth = 16 // of lists and maps in a value; deeper ones are shown as "…"
+	// maxObjects counts braces: 32 MiB of the shortest attributes have fewer, and an empty
+	// object takes 3 bytes here and hundreds in memory.
+	maxObjects = 2_000_000
+	maxDepth   = 16 // of lists and maps in a value; deeper ones are shown as "…"
 )
 
 // errTooLarge says that an answer goes beyond a limit.
@@ -140,13 +144,17 @@ var (
 // tries again, is there once.
 func Decode(r io.Reader) (Trace, error) {
 	limited := &io.LimitedReader{R: r, N: maxBytes + 1}
-	decoder := json.NewDecoder(limited)
+	objects := &objectCounter{from: limited}
+	decoder := json.NewDecoder(objects)
 	var read reading
 	for { // Jaeger may send a trace in several pieces
 		var answer otlpAnswer
 		err := decoder.Decode(&answer)
 		if err == io.EOF && read.answers > 0 {
 			break
+		}
+		if objects.n > maxObjects {
+			return Trace{}, fmt.Errorf("decode the store's answer: %w: more than %d objects", errTooLarge, maxObjects)
 		}
 		if limited.N <= 0 {
 			return Trace{}, fmt.Errorf("decode the store's answer: %w: more than %d MiB", errTooLarge, maxBytes>>20)
@@ -164,6 +172,20 @@ func Decode(r io.Reader) (Trace, error) {
 	sortSpans(read.trace.Spans)
 	read.trace.Spans = slices.CompactFunc(read.trace.Spans, sameSpan)
 	return read.trace, nil
+}
+
+// objectCounter ends a read that opens too many objects. It counts braces, also those in texts.
+type objectCounter struct {
+	from io.Reader
+	n    int
+}
+
+func (c *objectCounter) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	if c.n += bytes.Count(p[:n], []byte{'{'}); c.n > maxObjects {
+		return 0, errTooLarge
+	}
+	return n, err
 }
 
 // sameSpan: the order of spans puts what came twice side by side.

@@ -262,3 +262,10 @@ func recorded(t *testing.T, path string) tracestore.Trace {
 	}
 	return trace
 }
+
+func TestAnAnswerOfEmptyObjectsIsRefused(t *testing.T) {
+	empty := `{"resourceSpans":[{"scopeSpans":[{"spans":[` + strings.Repeat("{},", 3_000_000) + `{}]}]}]}`
+	if _, err := tracestore.Decode(strings.NewReader(empty)); err == nil || !strings.Contains(err.Error(), "objects") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -35,6 +35,11 @@ const (
 	patience = 2 * time.Minute
 	// lastFlush is how long the end may wait for the exporter.
 	lastFlush = 5 * time.Second
+	// mostTold stages of one object are told. A Pod that crashes every five minutes makes fewer in a week, and whoever may write
+	// Events could make any number.
+	mostTold = 10_000
+	// mostAhead is how far the cluster's clocks may be ahead of ours.
+	mostAhead = 5 * time.Minute
 	// mostEarly Events are kept of Pods that are not known yet: two watches are not in step.
 	mostEarly = 4 << 10
 )
@@ -107,8 +112,9 @@ type life struct {
 
 // heard is what an Event told.
 type heard struct {
-	stage Stage
-	fresh bool
+	namespace string // the Event's, which the API server holds to that of the object it names, but not to the UID
+	stage     Stage
+	fresh     bool
 }
 
 // told is a stage on its way, or a mark.
@@ -274,7 +280,7 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	k.stages = nil // the store need not hold them
 	if k.resource == "events" {
 		for _, s := range stages {
-			c.hear(ctx, k.about, heard{s, fresh})
+			c.hear(ctx, k.about, heard{k.Namespace, s, fresh})
 		}
 		return
 	}
@@ -307,7 +313,7 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	}
 	if !before {
 		for _, h := range c.early[uid] {
-			c.add(ctx, l, h.stage, h.fresh || l.changed)
+			c.believe(ctx, l, h)
 		}
 		delete(c.early, uid)
 	}
@@ -340,7 +346,7 @@ func (c *Controller) heldUp(ctx context.Context, l *life, claim string, s Stage,
 func (c *Controller) hear(ctx context.Context, uid string, h heard) {
 	if l, known := c.lives[uid]; known {
 		if l != nil {
-			c.add(ctx, l, h.stage, h.fresh || l.changed)
+			c.believe(ctx, l, h)
 		}
 		return
 	}
@@ -350,6 +356,14 @@ func (c *Controller) hear(ctx context.Context, uid string, h heard) {
 	}
 	c.early[uid] = append(c.early[uid], h)
 	c.earlyOrder = append(c.earlyOrder, uid)
+}
+
+// believe takes what an Event says of an object of its own namespace: whoever may write Events in one must not tell of
+// another's objects.
+func (c *Controller) believe(ctx context.Context, l *life, h heard) {
+	if h.namespace == l.subject.namespace {
+		c.add(ctx, l, h.stage, h.fresh || l.changed)
+	}
 }
 
 // gone takes that an object is no more.
@@ -394,12 +408,20 @@ func (c *Controller) add(ctx context.Context, l *life, s Stage, fresh bool) {
 	if slices.Contains(l.told, id) {
 		return
 	}
+	if len(l.told) >= mostTold {
+		c.telemetry.count("too_many", 1)
+		return
+	}
 	l.told = append(l.told, id)
 	if !fresh {
 		return
 	}
-	if c.o.Now().Sub(s.End) > c.o.MaxAge {
+	switch age := c.o.Now().Sub(s.End); {
+	case age > c.o.MaxAge:
 		c.telemetry.count("too_old", 1)
+		return
+	case age < -mostAhead: // an Event may say any time
+		c.telemetry.count("ahead", 1)
 		return
 	}
 	item := told{subject: l.subject, stage: s}

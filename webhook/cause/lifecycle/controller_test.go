@@ -2,11 +2,14 @@ package lifecycle
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -53,6 +56,9 @@ var nowhere = rest.Config{Host: "https://127.0.0.1:1"}
 func heardOf(t *testing.T, c *Controller, version string, e *corev1.Event) any {
 	t.Helper()
 	e.ResourceVersion = version
+	if e.Namespace == "" {
+		e.Namespace = "shop"
+	}
 	return events(c.o.Client).keep(e, nil)
 }
 
@@ -95,6 +101,47 @@ func TestAnEventThatComesBeforeItsPodIsKept(t *testing.T) {
 	wantHanded(t, c, "")
 	c.see(t.Context(), stamped(t, "5", traceparent, "", "status: {phase: Pending}"), false)
 	wantHanded(t, c, "Pod 0-0; probe app 3-3 Unhealthy")
+}
+
+func TestAnEventOfAnotherNamespaceIsNotBelieved(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		c := engine(t, nil)
+		foreign := event("Unhealthy", "Readiness probe failed: made up", "app", 3)
+		foreign.Namespace = "of-somebody-else"
+		if before {
+			c.see(t.Context(), heardOf(t, c, "4", foreign), false)
+		}
+		c.see(t.Context(), stamped(t, "5", traceparent, "", "status: {phase: Pending}"), false)
+		if !before {
+			c.see(t.Context(), heardOf(t, c, "6", foreign), false)
+		}
+		c.see(t.Context(), heardOf(t, c, "7", event("Unhealthy", "Readiness probe failed: x", "app", 4)), false)
+		wantHanded(t, c, "Pod 0-0; probe app 4-4 Unhealthy")
+	}
+}
+
+func TestWhatIsAheadOfTheClockIsNotTold(t *testing.T) {
+	c := engine(t, nil)
+	c.see(t.Context(), stamped(t, "5", traceparent, "", "status: {phase: Pending}"), false)
+	ahead := event("Unhealthy", "Readiness probe failed: x", "app", 3)
+	ahead.EventTime = metav1.NewMicroTime(noon.AddDate(1000, 0, 0))
+	c.see(t.Context(), heardOf(t, c, "6", ahead), false)
+	wantHanded(t, c, "Pod 0-0")
+}
+
+func TestOfOneObjectNoMoreIsToldThanAWeekOfCrashes(t *testing.T) {
+	c := engine(t, nil)
+	c.see(t.Context(), stamped(t, "5", traceparent, "", "status: {phase: Pending}"), false)
+	for i := range mostTold + 100 {
+		e := event("Pulled", `Successfully pulled image "i" in 1s (1s including waiting).`, "app", 3)
+		e.UID = types.UID(strconv.Itoa(i))
+		c.see(t.Context(), heardOf(t, c, "6", e), false)
+	}
+	for _, l := range c.lives {
+		if len(l.told) != mostTold {
+			t.Errorf("%d stages were told", len(l.told))
+		}
+	}
 }
 
 func TestWhatIsTooOldIsNotTold(t *testing.T) {

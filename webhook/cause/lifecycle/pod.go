@@ -157,15 +157,41 @@ func (r *reading) container(status corev1.ContainerStatus, init bool, before tim
 	if t := status.State.Terminated; t != nil {
 		r.run(status, run, status.RestartCount, t)
 	}
+	if init && r.sidecar(status.Name) { // the others wait for its first start, and not for its end
+		began, over = firstStart(status), time.Time{}
+		if status.RestartCount > 0 {
+			began = time.Time{} // which it may have forgotten
+		}
+	}
 	return latest(time.Time{}, before, began, over)
+}
+
+// sidecar says whether an init container runs beside the others (KEP-753).
+func (r *reading) sidecar(name string) bool {
+	i := slices.IndexFunc(r.pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
+	return i >= 0 && r.pod.Spec.InitContainers[i].RestartPolicy != nil && *r.pod.Spec.InitContainers[i].RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// outlived says whether all main containers were over at a time: the kubelet ends sidecars then.
+func (r *reading) outlived(at time.Time) bool {
+	for _, status := range r.pod.Status.ContainerStatuses {
+		if t := status.State.Terminated; t == nil || instant(t.FinishedAt).After(at) {
+			return false
+		}
+	}
+	return true
 }
 
 // run adds a run that is over. What ends because its Pod is deleted did not fail, and its end is told by
 // the deletion.
 func (r *reading) run(status corev1.ContainerStatus, name Name, restart int32, t *corev1.ContainerStateTerminated) {
 	failed := t.ExitCode != 0 || t.Signal != 0 || t.Reason != "" && t.Reason != "Completed"
-	if deleted := requested(r.pod); !deleted.IsZero() && !instant(t.FinishedAt).Before(deleted) && name == RunContainer {
+	sidecar := name == RunInitContainer && r.sidecar(status.Name)
+	if deleted := requested(r.pod); !deleted.IsZero() && !instant(t.FinishedAt).Before(deleted) && (name == RunContainer || sidecar) {
 		return
+	}
+	if sidecar && r.outlived(instant(t.FinishedAt)) {
+		failed = false
 	}
 	s := Stage{Name: name, Container: status.Name, Restart: restart, Start: instant(t.StartedAt), End: instant(t.FinishedAt)}
 	if s.End.IsZero() {
@@ -243,6 +269,10 @@ func firstStart(status corev1.ContainerStatus) time.Time {
 	return time.Time{}
 }
 
+// mostBecomeReady is how long after its last container's start a Pod may become ready for the first time. Later it was
+// ready before, and was not for a while: the condition remembers its last change alone.
+const mostBecomeReady = time.Hour
+
 // start adds the way to Ready. all says that every container has run, the last from started on.
 func (r *reading) start(started time.Time, all bool) {
 	ready := condition(r.pod.Status.Conditions, corev1.PodReady)
@@ -250,10 +280,10 @@ func (r *reading) start(started time.Time, all bool) {
 	phase := r.pod.Status.Phase
 	over := phase == corev1.PodSucceeded || phase == corev1.PodFailed
 	switch {
-	case ready.Status == corev1.ConditionTrue:
+	case ready.Status == corev1.ConditionTrue && (!all || instant(ready.LastTransitionTime).Sub(started) <= mostBecomeReady):
 		s.End = instant(ready.LastTransitionTime)
 		r.add(Stage{Name: BecomeReady, Start: latest(s.End, r.created, started), End: s.End})
-	case all && over, all && r.wasReady(ready):
+	case all && over, all && ready.Status == corev1.ConditionTrue, all && r.wasReady(ready):
 		s.End = started // it was ready at some time after that, which the object has forgotten
 	case phase == corev1.PodFailed:
 		s.End = latest(time.Time{}, instant(ready.LastTransitionTime), r.created)

@@ -153,6 +153,57 @@ status:
 			probe app 7-7 Unhealthy
 			preempt Pod 30-30 PreemptionByScheduler
 			delete Pod 30-`},
+		{"its sidecar is ended after it, and was restarted", "", `spec: {nodeName: n1, initContainers: [{name: proxy, restartPolicy: Always}]}
+status:
+  phase: Succeeded
+  startTime: "@1@"
+  conditions:
+  - {type: PodScheduled, status: "True", lastTransitionTime: "@1@"}
+  - {type: PodReadyToStartContainers, status: "False", lastTransitionTime: "@40@"}
+  - {type: Initialized, status: "True", reason: PodCompleted, lastTransitionTime: "@3@"}
+  initContainerStatuses:
+  - {name: proxy, restartCount: 0, state: {terminated: {exitCode: 143, reason: Error, startedAt: "@3@", finishedAt: "@31@"}}}
+  containerStatuses:
+  - {name: app, restartCount: 0, state: {terminated: {exitCode: 0, reason: Completed, startedAt: "@6@", finishedAt: "@30@"}}}
+`, nil, `
+			Pod 0-0
+			schedule 0-1
+			start Pod 0-6
+			start init container proxy 1-3
+			run init container proxy 3-31
+			start container app 3-6
+			run container app 6-30`},
+		{"its sidecar fails while it runs", "", `spec: {nodeName: n1, initContainers: [{name: proxy, restartPolicy: Always}]}
+status:
+  phase: Running
+  startTime: "@1@"
+  conditions:
+  - {type: PodScheduled, status: "True", lastTransitionTime: "@1@"}
+  - {type: Initialized, status: "True", lastTransitionTime: "@3@"}
+  - {type: Ready, status: "True", lastTransitionTime: "@7@"}
+  initContainerStatuses:
+  - {name: proxy, restartCount: 1, state: {running: {startedAt: "@20@"}}, lastState: {terminated: {exitCode: 137, reason: Error, startedAt: "@3@", finishedAt: "@15@"}}}
+  containerStatuses:
+  - {name: app, restartCount: 0, state: {running: {startedAt: "@6@"}}}
+`, nil, `
+			Pod 0-0
+			schedule 0-1
+			start Pod 0-7
+			start init container proxy 1-3
+			run init container proxy 3-15 Error exit 137
+			start container app 3-6
+			become ready 6-7
+			restart container proxy #1 15-20`},
+		{"it is ready again, two days later", "", running + `
+  - {type: Ready, status: "True", lastTransitionTime: "2026-11-30T12:00:00Z"}
+  containerStatuses:
+  - {name: app, restartCount: 0, state: {running: {startedAt: "@6@"}}}
+`, nil, `
+			Pod 0-0
+			schedule 0-1
+			start Pod 0-6
+			prepare sandbox 1-2
+			start container app 5-6`},
 		{"it is deleted before it starts", `, deletionTimestamp: "@9@", deletionGracePeriodSeconds: 0`, `status: {phase: Pending}`, nil, `
 			Pod 0-0
 			schedule 0-

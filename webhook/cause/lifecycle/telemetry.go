@@ -40,14 +40,14 @@ func newTelemetry(provider metric.MeterProvider) (*telemetry, error) {
 		return nil, fmt.Errorf("create the histogram of roll-outs: %w", err)
 	}
 	if t.told, err = meter.Int64Counter("tracehook.lifecycle.stages", metric.WithUnit("{stage}"),
-		metric.WithDescription("Stages of objects with a sampled cause, by outcome: told, or too_old to be told.")); err != nil {
+		metric.WithDescription("Stages of objects with a sampled cause, by outcome: told; too_old, too_many or ahead of the clock to be told.")); err != nil {
 		return nil, fmt.Errorf("create the counter of stages: %w", err)
 	}
 	if t.reached, err = meter.Int64Gauge("tracehook.lifecycle.told.timestamp", metric.WithUnit("s"),
 		metric.WithDescription("When everything that had been seen was last told and exported, in seconds since 1970-01-01 UTC; only who leads has it.")); err != nil {
 		return nil, fmt.Errorf("create the gauge of what is told: %w", err)
 	}
-	for _, outcome := range []string{"told", "too_old"} {
+	for _, outcome := range []string{"told", "too_old", "too_many", "ahead"} {
 		t.count(outcome, 0)
 	}
 	return t, nil
