@@ -151,7 +151,7 @@ func (s *SecretSource) take(secret watched[*corev1.Secret]) (outcome string) {
 		problems = append(problems, s.missing(SecretMissing, "is not there", "wait for the Authority to make it; if nobody does, see that one runs"))
 	default:
 		data := secret.object.Data
-		if len(data[ServingCertificate])+len(data[ServingKey]) == 0 { // as the Authority makes it, for a moment
+		if next.pair == nil && len(data[ServingCertificate])+len(data[ServingKey]) == 0 { // as the Authority makes it, for a moment
 			problems = append(problems, s.missing(SecretMissing, "holds no certificate yet", "wait for the Authority to fill it; if nobody does, see that one runs"))
 			break
 		}
