@@ -102,7 +102,15 @@ func released() (string, error) {
 // lastCommit is the source as it was committed before what is tested here.
 func lastCommit(dir string) (source string, err error) {
 	source = filepath.Join(dir, "previous")
-	script := `commit=HEAD; if [ -z "$(git status --porcelain)" ]; then commit=HEAD~1; fi; mkdir -p "$1" && git archive "$commit" | tar -x -C "$1"`
+	// Of what is not committed, the last commit is HEAD. A commit that was never run as Pods, or none (a shallow clone), is no
+	// version to come from: then it is HEAD, too.
+	script := `
+commit=HEAD
+if [ -z "$(git status --porcelain)" ]; then
+  previous=$(git rev-list --no-merges --max-count=2 HEAD | tail -n 1)
+  if git cat-file -e "$previous:e2e/nodes" 2>/dev/null; then commit=$previous; fi
+fi
+mkdir -p "$1" && git archive "$commit" | tar -x -C "$1"`
 	cmd := exec.Command("bash", "-o", "pipefail", "-c", script, "lastCommit", source)
 	cmd.Dir = shared.root
 	if out, err := cmd.CombinedOutput(); err != nil {
