@@ -131,18 +131,7 @@ func kubectlAs(t *testing.T, kubeconfig, stdin string, args ...string) (output s
 // eventually asks until there is no complaint, and fails with the last one.
 func eventually(t *testing.T, limit time.Duration, ask func(context.Context) error) {
 	t.Helper()
-	ctx := story.Within(t, limit)
-	for {
-		err := ask(ctx)
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("after %s: %v", limit, err)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+	story.Eventually(t, limit, 100*time.Millisecond, ask)
 }
 
 func write(t *testing.T, text string) (path string) {

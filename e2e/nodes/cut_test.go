@@ -12,6 +12,8 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
 // longestCreate is what a create may take when packets to a replica vanish.
@@ -63,7 +65,7 @@ func TestANodeThatVanishesHoldsNoCreateUpForLongAndIsGotOver(t *testing.T) {
 			return nil
 		}
 	}
-	eventually(t, 2*time.Minute, 200*time.Millisecond, ready(false))
+	story.Eventually(t, 2*time.Minute, 200*time.Millisecond, ready(false))
 	t.Logf("the node is not Ready %.0fs after the cut", time.Since(begin).Seconds())
 	time.Sleep(longestCreate) // what is under way
 	for policy, now := range loads.sofar() {
@@ -82,7 +84,7 @@ func TestANodeThatVanishesHoldsNoCreateUpForLongAndIsGotOver(t *testing.T) {
 	})
 	t.Run("mended", func(t *testing.T) {
 		mend()
-		eventually(t, time.Minute, 200*time.Millisecond, ready(true))
+		story.Eventually(t, time.Minute, 200*time.Millisecond, ready(true))
 		rolledOut(t, "tracehook", "tracehook-authority")
 		before, begin := loads.sofar(), time.Now()
 		if err := loads[admissionv1.Ignore].Await(t.Context(), 300); err != nil {

@@ -250,7 +250,7 @@ func drain(t *testing.T, name string) {
 // gone returns when every Pod that was about to end has ended.
 func gone(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, 200*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, time.Minute, 200*time.Millisecond, func(ctx context.Context) error {
 		list, err := shared.clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return err

@@ -62,7 +62,7 @@ func TestAPodThatFloodsTheServiceEndsNoReplicaAndHoldsNobodyUp(t *testing.T) {
 	apply(t, strings.NewReplacer("IMAGE", floodImage, "WEBHOOK", webhook, "PROBES", replicas[0].Status.PodIP+":8081").Replace(attacker))
 	kubectl(t, "wait", "pod/attacker", "--for=jsonpath={.status.phase}=Running", "--timeout=50s")
 	stop = well.Start(ctx)
-	eventually(t, 3*time.Minute, 500*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, 3*time.Minute, 500*time.Millisecond, func(ctx context.Context) error {
 		pod, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Get(ctx, "attacker", metav1.GetOptions{})
 		if err == nil && pod.Status.Phase == corev1.PodRunning {
 			err = errors.New("the attacker has not ended")

@@ -102,7 +102,7 @@ func uninstall(t *testing.T) {
 // firstStamp returns when an object comes back stamped.
 func firstStamp(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, 20*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, time.Minute, 20*time.Millisecond, func(ctx context.Context) error {
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{GenerateName: "first-"},
 			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "workload", Image: workloadImage}}},

@@ -107,7 +107,7 @@ func metricsOf(t *testing.T, pod corev1.Pod, roots *x509.CertPool, token string)
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "tracehook.tracehook-system.svc"}}}
 	defer client.CloseIdleConnections()
-	eventually(t, 20*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, 20*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+pod.Status.PodIP+":8080/metrics", nil)
 		if err != nil {
 			return err

@@ -155,20 +155,3 @@ func apply(t *testing.T, text string) {
 	}
 	kubectl(t, "apply", "-f", file)
 }
-
-// eventually asks until there is no complaint, and fails with the last one.
-func eventually(t *testing.T, limit, every time.Duration, ask func(context.Context) error) {
-	t.Helper()
-	ctx := story.Within(t, limit)
-	for {
-		err := ask(ctx)
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("after %s: %v", limit, err)
-		case <-time.After(every):
-		}
-	}
-}

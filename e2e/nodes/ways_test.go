@@ -161,7 +161,7 @@ func TestReplicasThatAskForClientCertificatesCountThoseWithout(t *testing.T) {
 	rolledOut(t, "tracehook", "tracehook-authority")
 	firstStamp(t) // observed, not enforced
 	client := shared.clients.CoreV1().Pods(namespace)
-	eventually(t, 10*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, 10*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
 		for _, pod := range pods(t, "app.kubernetes.io/name=tracehook") {
 			log, err := client.GetLogs(pod.Name, &corev1.PodLogOptions{}).DoRaw(ctx)
 			if err == nil && strings.Contains(string(log), `"result":"no_certificate"`) {

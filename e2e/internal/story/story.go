@@ -57,6 +57,23 @@ func Within(t *testing.T, limit time.Duration) context.Context {
 	return ctx
 }
 
+// Eventually asks every so often until there is no complaint, and fails with the last one when the limit is over.
+func Eventually(t *testing.T, limit, every time.Duration, ask func(context.Context) error) {
+	t.Helper()
+	ctx := Within(t, limit)
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("after %s: %v", limit, err)
+		case <-time.After(every):
+		}
+	}
+}
+
 // Kubectl runs kubectl as a member of system:masters and returns what it wrote to stdout. It works in a cleanup, too: that comes
 // after the end of the test's context.
 func Kubectl(t *testing.T, c *cluster.Cluster, args ...string) string {
