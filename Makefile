@@ -14,8 +14,11 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 REPOSITORY ?= ghcr.io/tracehook/tracehook
 # How long each fuzz target runs.
 FUZZTIME ?= 10s
+# What runs `go test`. In CI a test that fails runs again, twice at most, and $(AGAIN) tells of it; more than three are no accident.
+AGAIN := $(CURDIR)/out/again
+GOTEST = mkdir -p $(AGAIN) && $(BIN)/gotestsum $(if $(CI),--rerun-fails=2 --rerun-fails-max-failures=3 --rerun-fails-run-root-test --rerun-fails-report=$(AGAIN)/$@-$(1).txt)
 # Modules of their own beside the product's.
-MODULES := .ci/actionlint .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/prometheus
+MODULES := .ci/actionlint .ci/gotestsum .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/prometheus
 
 export CGO_ENABLED := 0
 
@@ -79,31 +82,32 @@ packages: ## Install what the tests need of Debian's packages; asks first at a t
 	@.ci/packages || echo "packages: going on; what needs them will fail, or say that it did not run"
 
 .PHONY: test-unit
-test-unit: ## Unit tests with the race detector (needs gcc)
+test-unit: $(BIN)/gotestsum ## Unit tests with the race detector (needs gcc)
 	@echo "==> unit tests, with the race detector"
-	@CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race $$(go list ./... | grep -v /e2e)
+	@export CGO_ENABLED=1 GORACE=atexit_sleep_ms=0; $(call GOTEST,1) --format standard-quiet --packages "$$(go list ./... | grep -v /e2e)" -- -race
 
 .PHONY: test-e2e
-test-e2e: build controlplane ## End-to-end tests: the built binary on a real control plane, pages in real Chromium
+test-e2e: build controlplane $(BIN)/gotestsum ## End-to-end tests: the built binary on a real control plane, pages in real Chromium
 	@echo "==> end-to-end tests, against a real control plane"
 	@# In CI one package at a time: it takes 10 min more there, and no test waits for another's control plane.
 	@echo "    $(if $(CI),,two packages at a time, as most of them wait; )each is printed when it has ended, the longest after about 7 min"
-	@go test -count=1 -p $(if $(CI),1,2) -timeout 25m -v $$(go list ./e2e/... | grep -v -e /e2e/rotation -e /e2e/nodes -e /e2e/internal/node -e /e2e/hostile -e /e2e/bench)
+	@$(call GOTEST,1) --format standard-verbose --packages "$$(go list ./e2e/... | grep -v -e /e2e/rotation -e /e2e/nodes -e /e2e/internal/node -e /e2e/hostile -e /e2e/bench)" -- -count=1 -p $(if $(CI),1,2) -timeout 25m
 	@echo "==> end-to-end tests that need the machine for themselves"
-	@go test -count=1 -p 1 -timeout 20m -v ./e2e/bench ./e2e/hostile
+	@$(call GOTEST,2) --format standard-verbose --packages "./e2e/bench ./e2e/hostile" -- -count=1 -p 1 -timeout 20m
 
 # The test's program itself and not `go test`, which would call a run that was not possible "ok".
 .PHONY: test-nodes
-test-nodes: build controlplane ## As Pods on real nodes (Linux and root; elsewhere it says that it did not run, with CI=true it fails)
+test-nodes: build controlplane $(BIN)/gotestsum ## As Pods on real nodes (Linux and root; elsewhere it says that it did not run, with CI=true it fails)
 	@echo "==> tests on real nodes"
-	@go test -count=1 -v ./e2e/internal/node
+	@$(call GOTEST,1) --format standard-verbose --packages ./e2e/internal/node -- -count=1
 	@go test -c -o out/nodes.test ./e2e/nodes
-	@cd e2e/nodes && TRACEHOOK_NODES=$(if $(CI),,optional) ../../out/nodes.test -test.v -test.timeout 20m
+	@cd e2e/nodes && export TRACEHOOK_NODES=$(if $(CI),,optional); $(call GOTEST,2) --format standard-verbose --raw-command -- \
+		go tool test2json -t -p ./e2e/nodes ../../out/nodes.test -test.v=test2json -test.timeout 20m
 
 .PHONY: test-rotation
-test-rotation: build controlplane ## Certificates are replaced under load without a failed request: two API servers, two replicas
+test-rotation: build controlplane $(BIN)/gotestsum ## Certificates are replaced under load without a failed request: two API servers, two replicas
 	@echo "==> rotations under load, against a real control plane"
-	@go test -count=1 -timeout 20m -v ./e2e/rotation
+	@$(call GOTEST,1) --format standard-verbose --packages ./e2e/rotation -- -count=1 -timeout 20m
 
 .PHONY: test-kubernetes
 test-kubernetes: build ## What depends on the API server, with another version of it: KUBERNETES=1.28, 1.33 or 1.37 (12 min; 7 more from nothing)
@@ -160,6 +164,9 @@ verify: ## Whatever can be generated or tidied is as it should be
 $(BIN)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
 	@echo "==> building golangci-lint (about 3 min on 2 cores from nothing)"
 	@go -C .ci/tools build -trimpath -ldflags "-s -w" -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(BIN)/gotestsum: .ci/gotestsum/go.mod .ci/gotestsum/go.sum
+	@go -C .ci/gotestsum build -trimpath -ldflags "-s -w" -o $@ gotest.tools/gotestsum
 
 $(BIN)/actionlint: .ci/actionlint/go.mod .ci/actionlint/go.sum
 	@go -C .ci/actionlint build -trimpath -ldflags "-s -w" -o $@ github.com/rhysd/actionlint/cmd/actionlint

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -379,15 +380,23 @@ func TestTheLinesOfARequestBehindAnotherAreNotLeftUncounted(t *testing.T) {
 		"behind a body in chunks": "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + second,
 	} {
 		t.Run(name, func(t *testing.T) {
-			address, _, _ := serve(t, ConnectionsOptions{}, ok)
+			var handled atomic.Int32
+			address, _, _ := serve(t, ConnectionsOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				handled.Add(1)
+				ok(w, r)
+			}))
 			c := dial(t, "", address)
 			_, _ = io.WriteString(c, sent)
 			if got := answer(c); got != "HTTP/1.1 200 OK" {
 				t.Fatal(got)
 			}
-			_, _ = io.WriteString(c, strings.Repeat("a:\r\n", 200)) // the rest
-			if got := answer(c); !strings.HasPrefix(got, "read: ") {
+			_, _ = io.WriteString(c, strings.Repeat("a:\r\n", 200)+"\r\n") // the rest
+			// net/http answers the piece that it has with 400; the reset behind that may overtake it.
+			if got := answer(c); !strings.HasPrefix(got, "read: ") && got != "HTTP/1.1 400 Bad Request" {
 				t.Errorf("the second request got %s", got)
+			}
+			if n := handled.Load(); n != 1 {
+				t.Errorf("%d requests were handled", n)
 			}
 		})
 	}
