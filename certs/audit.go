@@ -55,6 +55,8 @@ type AuditOptions struct {
 	Now time.Time
 	// SystemRoots stand for those of the API server, for an empty caBundle. Nil: none.
 	SystemRoots *x509.CertPool
+	// Namespace: only what leads to Services there. Empty: everything.
+	Namespace string
 	// OnAPIServer: this runs in the network of the API server. A loopback address in a URL is the API server's, and a name is what
 	// the API server resolves it to; so elsewhere such an address is not dialled, and a name that cannot be resolved says nothing.
 	OnAPIServer bool

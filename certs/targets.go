@@ -83,7 +83,7 @@ var kinds = []struct {
 	{"apiservices", listAPIServices},
 }
 
-// discover lists all targets, those of one kind together, and what could not be listed.
+// discover lists the targets, those of one kind together, and what could not be listed.
 func discover(ctx context.Context, o AuditOptions) ([]Target, []error) {
 	lists, failures := make([][]Target, len(kinds)), make([]error, len(kinds))
 	var group errgroup.Group
@@ -97,7 +97,8 @@ func discover(ctx context.Context, o AuditOptions) ([]Target, []error) {
 		})
 	}
 	_ = group.Wait() // every error is in failures
-	return slices.Concat(lists...), slices.DeleteFunc(failures, func(err error) bool { return err == nil })
+	targets := slices.DeleteFunc(slices.Concat(lists...), func(t Target) bool { return o.Namespace != "" && t.namespace != o.Namespace })
+	return targets, slices.DeleteFunc(failures, func(err error) bool { return err == nil })
 }
 
 func listMutating(ctx context.Context, o AuditOptions) (targets []Target, err error) {

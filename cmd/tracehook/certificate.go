@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
 
 	"github.com/tracehook/tracehook/certs"
 )
@@ -66,7 +65,7 @@ func (c *servingCertificate) tellTime(config serveConfig, log *slog.Logger) (err
 	var api *rest.Config
 	configurations, _ := config.Cluster.configurations() // an error is told by who needs them
 	if config.Certs == certsManaged || config.Certs == certsSecret || config.Lineage != "off" || len(configurations) > 0 {
-		api, _ = clientconfig.GetConfig()
+		api, _ = config.API.process()
 	}
 	if c.clock, err = newAPIClock(api, log); err != nil {
 		return err
@@ -107,7 +106,7 @@ func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry,
 	if err != nil || len(configurations) == 0 {
 		return err
 	}
-	cluster, err := connect("--webhook-configuration")
+	cluster, err := connect(config.API, "--webhook-configuration")
 	if err != nil {
 		return err
 	}
@@ -115,7 +114,7 @@ func (c *servingCertificate) fromFiles(config serveConfig, telemetry *telemetry,
 }
 
 func (c *servingCertificate) fromSecret(config serveConfig, telemetry *telemetry, log *slog.Logger) error {
-	cluster, err := connect("--certs " + config.Certs)
+	cluster, err := connect(config.API, "--certs "+config.Certs)
 	if err != nil {
 		return err
 	}
@@ -176,9 +175,9 @@ type cluster struct {
 	dynamic dynamic.Interface
 }
 
-// connect reads KUBECONFIG, a pod's ServiceAccount or ~/.kube/config; nobody is called yet.
-func connect(reason string) (*cluster, error) {
-	config, err := clientconfig.GetConfig()
+// connect finds the cluster for a command that goes on running; nobody is called yet.
+func connect(flags clusterFlags, reason string) (*cluster, error) {
+	config, err := flags.process()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server for %s: %w", reason, err)
 	}

@@ -62,7 +62,7 @@ look at everything and found nothing in the rest.`,
 			return signalled(ctx, auditCerts(ctx, o, time.Now(), cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},
 	}
-	o.bind(cmd.Flags())
+	o.bind(cmd, namespaceUsage{usage: "only what leads to Services of this `NAMESPACE` (default all)"})
 	cmd.Flags().StringVarP(&o.output, "output", "o", "table", "`FORMAT` of the report: table, json or yaml")
 	cmd.Flags().StringVar(&o.failOn, "fail-on", "warning", "`SEVERITY` from which on the exit code is 1: info, warning or error")
 	cmd.Flags().StringVar(&o.auditLog, "audit-log", "", "the API server's audit log, a `FILE`: whom it blames is matched with the targets")
@@ -112,7 +112,7 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 	progress, wipe := auditProgress(errOut)
 	report, err := certs.Audit(ctx, certs.AuditOptions{
 		Clients: clients, Dynamic: objects, Now: now, SystemRoots: roots,
-		OnAPIServer: o.onAPIServer, DialTimeout: o.dialTimeout, Parallel: o.parallel, Progress: progress,
+		Namespace: *o.Namespace, OnAPIServer: o.onAPIServer, DialTimeout: o.dialTimeout, Parallel: o.parallel, Progress: progress,
 	})
 	wipe()
 	if err != nil {

@@ -64,7 +64,7 @@ func (c *authorityConfig) validate() error {
 
 // runAuthority runs until ctx ends and the Lease is given back. made is told of the authority before it starts.
 func runAuthority(ctx context.Context, config authorityConfig, log *slog.Logger, made func(*certs.Authority)) error {
-	cluster, err := connect("the authority")
+	cluster, err := connect(config.API, "the authority")
 	if err != nil {
 		return usageError(err)
 	}

@@ -75,7 +75,7 @@ Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 	cmd.Flags().DurationVar(&o.lifetime, "lifetime", certs.DefaultLeafLifetime, "how long the certificate is valid; nobody renews it. The authority is valid as long, and 90 days at least")
 	cmd.Flags().BoolVar(&o.force, "force", false, "replace the files that DIR holds already")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "`FORMAT` of what is said about it: text, json or yaml")
-	o.bind(cmd.Flags())
+	o.bind(cmd, namespaceUsage{usage: "`NAMESPACE` of the Service, if --service gives a NAME alone"})
 	return cmd
 }
 
@@ -222,6 +222,10 @@ func (o *certsIssueOptions) subject(ctx context.Context, errOut io.Writer) (issu
 	if o.object != "" {
 		return o.liveSubject(ctx, errOut)
 	}
+	if err := o.validate(); err != nil {
+		return issueSubject{}, err
+	}
+	o.service = o.in(o.service)
 	namespace, name, err := certs.ParseService(o.service)
 	if err != nil {
 		return issueSubject{}, fmt.Errorf("--service: %w", err)

@@ -82,7 +82,7 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 		},
 	}
 	f := cmd.Flags()
-	o.bind(f)
+	o.bind(cmd, namespaceUsage{usage: "`NAMESPACE` of the Secrets whose flags give a NAME alone"})
 	f.StringVar(&o.to, "to", "", "`DESTINATION`: issued, cert-manager or managed (default issued if anything is wrong, else nothing to do)")
 	f.StringVar(&o.secret, "secret", "", "`NAMESPACE/NAME` of the Secret that the server reads; tls.crt, tls.key and ca.crt are written there")
 	f.StringVar(&o.newSecret, "new-secret", "", "`NAMESPACE/NAME` of the Secret that cert-manager writes, which no server reads yet")
@@ -108,14 +108,15 @@ type migrateDocument struct {
 	Error   string                `json:"error,omitempty"`
 }
 
-func (o certsMigrateOptions) validate() error {
-	errs := []error{checkChoice("output", o.output, "table", "json", "yaml")}
+func (o *certsMigrateOptions) validate() error {
+	errs := []error{checkChoice("output", o.output, "table", "json", "yaml"), o.clusterFlags.validate()}
+	o.secret, o.newSecret, o.stateSecret = o.in(o.secret), o.in(o.newSecret), o.in(o.stateSecret)
 	if o.to != "" {
 		errs = append(errs, checkChoice("to", o.to, string(certs.ToIssued), string(certs.ToCertManager), string(certs.ToManaged)))
 	}
 	for _, f := range []struct{ flag, value string }{{"secret", o.secret}, {"new-secret", o.newSecret}, {"state-secret", o.stateSecret}} {
 		if namespace, name, _ := strings.Cut(f.value, "/"); f.value != "" && (namespace == "" || name == "" || strings.Contains(name, "/")) {
-			errs = append(errs, fmt.Errorf("--%s %q: want NAMESPACE/NAME", f.flag, f.value))
+			errs = append(errs, fmt.Errorf("--%s %q: want NAMESPACE/NAME, or NAME with --namespace", f.flag, f.value))
 		}
 	}
 	switch to := certs.MigrateTo(o.to); {

@@ -24,7 +24,6 @@ import (
 // certsRotateOptions are the flags of `certs rotate`.
 type certsRotateOptions struct {
 	clusterFlags
-	namespace     string
 	servingSecret string
 	ca            bool
 	drop          []string
@@ -55,8 +54,7 @@ ended by a signal.`,
 			return signalled(ctx, rotateCerts(ctx, o, time.Now, cmd.OutOrStdout(), cmd.ErrOrStderr()))
 		},
 	}
-	o.bind(cmd.Flags())
-	cmd.Flags().StringVarP(&o.namespace, "namespace", "n", defaultNamespace, "`NAMESPACE` of the Secret and the Lease")
+	o.bind(cmd, namespaceUsage{value: defaultNamespace, usage: "`NAMESPACE` of the Secret and the Lease"})
 	cmd.Flags().StringVar(&o.servingSecret, "serving-secret", certs.DefaultServingSecret, "`NAME` of the Secret with the certificate that is served")
 	cmd.Flags().BoolVar(&o.ca, "ca", false, "replace the CA too; the old one is trusted no longer at the end")
 	cmd.Flags().StringArrayVar(&o.drop, "drop", nil, "`SHA256` fingerprint of a certificate to remove from every caBundle, also if somebody else put it there; may be repeated")
@@ -82,7 +80,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 	clients := cluster.clients
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	leader, err := findLeader(ctx, clients, o.namespace, now())
+	leader, err := findLeader(ctx, clients, *o.Namespace, now())
 	if err != nil {
 		return usageError(err)
 	}
@@ -91,7 +89,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 	if o.ca {
 		request.What = certs.RotateCA
 	}
-	if err := certs.RequestRotation(ctx, clients, o.namespace, o.servingSecret, request); err != nil {
+	if err := certs.RequestRotation(ctx, clients, *o.Namespace, o.servingSecret, request); err != nil {
 		return usageError(fmt.Errorf("ask %s for a rotation: %w", leader, err))
 	}
 	show := statusMachine(out, o.output)
@@ -104,7 +102,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 
 	var last certs.Status
 	var writing error
-	err = certs.WatchStatus(ctx, clients, o.namespace, o.servingSecret, func(s certs.Status) bool {
+	err = certs.WatchStatus(ctx, clients, *o.Namespace, o.servingSecret, func(s certs.Status) bool {
 		switch begun := last.Begun(request); {
 		case begun && !s.Begun(request): // another request, which begins when this one is done
 			last.Phase, last.Settled = certs.PhaseStable, true
@@ -131,7 +129,7 @@ func rotateCerts(ctx context.Context, o certsRotateOptions, now func() time.Time
 }
 
 func (o *certsRotateOptions) validate() error {
-	errs := []error{checkChoice("output", o.output, "text", "json", "yaml")}
+	errs := []error{checkChoice("output", o.output, "text", "json", "yaml"), o.clusterFlags.validate()}
 	if o.timeout <= 0 {
 		errs = append(errs, fmt.Errorf("--timeout %s: want more than 0", o.timeout))
 	}

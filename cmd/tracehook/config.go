@@ -125,6 +125,7 @@ func (c *serveConfig) keyFile() string  { return filepath.Join(c.CertPath, c.Cer
 
 // processConfig is what every command that goes on running can be told.
 type processConfig struct {
+	API            clusterFlags
 	HealthAddress  string // host:port, or "0" for none
 	MetricsAddress string // host:port, or "0" for none
 	MetricsSecure  bool
@@ -142,10 +143,11 @@ func (c *processConfig) bind(f *pflag.FlagSet) {
 	f.DurationVar(&c.FlushTimeout, "flush-timeout", 5*time.Second, "how long the last spans may take to be exported at the end")
 	f.StringVar(&c.LogFormat, "log-format", "json", "json or text")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	c.API.bindProcess(f)
 }
 
 func (c *processConfig) validate() error {
-	var errs []error
+	errs := []error{c.API.validate()}
 	for _, a := range []struct{ flag, address string }{
 		{"health-probe-bind-address", c.HealthAddress},
 		{"metrics-bind-address", c.MetricsAddress},

@@ -53,7 +53,7 @@ func (c *certsConfig) bindServing(f *pflag.FlagSet) {
 	if namespace == "" {
 		namespace = defaultNamespace
 	}
-	f.StringVar(&c.Namespace, "namespace", namespace, "`NAMESPACE` of the Services, Secrets and the Lease; $POD_NAMESPACE if that is set")
+	f.StringVarP(&c.Namespace, "namespace", "n", namespace, "`NAMESPACE` of the Services, Secrets and the Lease; $POD_NAMESPACE if that is set")
 	f.StringVar(&c.Service, "service", defaultService, "`NAME[:PORT]` of the Service that the API servers call; port 443 if none is given")
 	f.StringVar(&c.ProofService, "proof-service", defaultProof, `NAME of the Service under which the next certificate is tried before it is served; "" for none`)
 	f.StringVar(&c.ServingSecret, "serving-secret", certs.DefaultServingSecret, "`NAME` of the Secret with the certificate that is served")

@@ -28,7 +28,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/explain"
@@ -42,7 +41,7 @@ const storeTimeout = 15 * time.Second
 
 // explainOptions are the flags of `explain`.
 type explainOptions struct {
-	cluster       *genericclioptions.ConfigFlags
+	cluster       clusterFlags
 	files         resource.FilenameOptions
 	selector      string
 	allNamespaces bool
@@ -54,7 +53,7 @@ type explainOptions struct {
 }
 
 func newExplainCommand() *cobra.Command {
-	o := explainOptions{cluster: genericclioptions.NewConfigFlags(true), print: genericclioptions.NewPrintFlags("")}
+	o := explainOptions{print: genericclioptions.NewPrintFlags("")}
 	o.print.NamePrintFlags = nil
 	cmd := &cobra.Command{
 		Use:   "explain (KIND/NAME... | KIND NAME... | -f FILE | --trace ID)",
@@ -93,7 +92,7 @@ What is not known is at the end, with the source that would tell.`,
 	o.print.AddFlags(cmd)
 	f.Lookup("output").Usage = "`FORMAT` of the answer: " + strings.Join(o.print.AllowedFormats(), ", ") + " (default text)"
 	_ = f.MarkHidden("show-managed-fields") // there is such a flag: AddFlags has made it
-	o.cluster.AddFlags(f)
+	o.cluster.bind(cmd, namespaceUsage{})
 	return cmd
 }
 
@@ -131,15 +130,14 @@ func (o *explainOptions) run(ctx context.Context, args []string, now time.Time, 
 		return usageError(err)
 	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // client-go logs what it returns as an error, several times
-	o.cluster.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
+	o.cluster.with(func(c *rest.Config) {
 		c.QPS, c.Burst = 50, 100
 		c.UserAgent = "tracehook-explain"
 		c.WarningHandler = rest.NoWarnings{} // of deprecated kinds, which nobody here has chosen
-		return c
 	})
-	config, err := o.cluster.ToRESTConfig()
+	config, err := o.cluster.config()
 	if err != nil {
-		return usageError(fmt.Errorf("find the cluster: %w", err))
+		return usageError(err)
 	}
 	namespace, _, err := o.cluster.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
@@ -150,7 +148,7 @@ func (o *explainOptions) run(ctx context.Context, args []string, now time.Time, 
 	}
 	objects, err := until(ctx, func() ([]*unstructured.Unstructured, error) { return o.objects(args, namespace) })
 	if err != nil {
-		return clusterHint(err, config)
+		return clusterHint(err)
 	}
 	look, err := o.looker(config)
 	if err != nil {
@@ -244,13 +242,10 @@ func until[T any](ctx context.Context, read func() (T, error)) (T, error) {
 	}
 }
 
-// clusterHint says whom client-go could not ask, and why that may be.
-func clusterHint(err error, config *rest.Config) error {
+// clusterHint says whom client-go could not ask.
+func clusterHint(err error) error {
 	if !errors.As(err, new(*url.Error)) {
 		return err
-	}
-	if config.Host == clientcmd.ClusterDefaults.Server || config.Host == "http://localhost:8080" {
-		return fmt.Errorf("ask the API server: %w (no kubeconfig names one: give --kubeconfig or set KUBECONFIG)", err)
 	}
 	return fmt.Errorf("ask the API server: %w", err)
 }
@@ -285,7 +280,7 @@ func (o *explainOptions) find(ctx context.Context, config *rest.Config, namespac
 		return usageError(fmt.Errorf("make client: %w", err))
 	}
 	if _, err := until(ctx, kinds.ServerVersion); err != nil {
-		return clusterHint(err, config)
+		return clusterHint(err)
 	}
 	kinds.Invalidate() // a kind of today is not in a cache of yesterday
 	client, err := metadata.NewForConfig(config)

@@ -26,7 +26,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
-	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
 
 	"github.com/tracehook/tracehook/certs"
 	"github.com/tracehook/tracehook/webhook"
@@ -87,7 +86,7 @@ func (c *lifecycleConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.AnnotationKey, "annotation-key", webhook.DefaultAnnotationKey, "annotation that holds the trace context")
 	f.StringVar(&c.Trust, "trust", string(lifecycle.TrustParent), "what the trace context on an object is to our spans: their parent, a link, or none")
 	f.DurationVar(&c.MaxAge, "max-age", lifecycle.DefaultMaxAge, "nothing that ended longer ago is told; what ends longer after its cause gets a trace of its own, linked")
-	f.StringVar(&c.Namespace, "namespace", namespace, "`NAMESPACE` of the Lease; $POD_NAMESPACE if that is set")
+	f.StringVarP(&c.Namespace, "namespace", "n", namespace, "`NAMESPACE` of the Lease; $POD_NAMESPACE if that is set")
 	f.StringVar(&c.Lease, "lease", "tracehook-lifecycle", "`NAME` of the Lease of the one that tells")
 	f.StringVar(&c.MetricsCertPath, "metrics-cert-path", "/etc/tracehook/certs", "with --metrics-secure: directory of tls.crt and tls.key for /metrics; they may come later, and are read again when they change")
 	f.DurationVar(&c.LeaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long the others wait for a leader that is silent")
@@ -119,7 +118,7 @@ func (c *lifecycleConfig) validate() error {
 // runLifecycle runs until ctx ends, what has been seen is told and the Lease is given back.
 func runLifecycle(ctx context.Context, config lifecycleConfig, stderr io.Writer) error {
 	log := newLogger(stderr, config.LogLevel, config.LogFormat)
-	api, err := clientconfig.GetConfig()
+	api, err := config.API.process()
 	if err != nil {
 		return usageError(fmt.Errorf("find the API server for lifecycle: %w", err))
 	}

@@ -38,7 +38,7 @@ func newMetricsServer(config processConfig, get getCertificate, provider metric.
 	})
 	sparing := &sparingHandler{log.Handler(), new(limit.Records)}
 	if config.MetricsAuth {
-		cluster, err := connect("--metrics-auth")
+		cluster, err := connect(config.API, "--metrics-auth")
 		if err != nil {
 			return nil, err
 		}

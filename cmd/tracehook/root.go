@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"text/template"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes. A command that tracehook runs for the user (`trace`) passes its own code through.
@@ -64,11 +66,30 @@ func newRootCommand() *cobra.Command {
 		Args:          noArguments,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath()))
 	})
 	root.AddCommand(newServeCommand(), newProbeCommand(), newTraceCommand(), newShowCommand(), newExplainCommand(), newLifecycleCommand(), newCertsCommand(), newVersionCommand())
 	return root
+}
+
+// usageTemplate gives the flags that say how to reach a cluster a list of their own: they are the same on every command.
+func usageTemplate(cobras string) string {
+	only := func(ofCluster bool) func(*pflag.FlagSet) string {
+		return func(all *pflag.FlagSet) string {
+			some := pflag.NewFlagSet("", pflag.ContinueOnError)
+			all.VisitAll(func(f *pflag.Flag) {
+				if (f.Annotations[clusterAnnotation] != nil) == ofCluster {
+					some.AddFlag(f)
+				}
+			})
+			return some.FlagUsages()
+		}
+	}
+	cobra.AddTemplateFuncs(template.FuncMap{"ownFlags": only(false), "clusterFlags": only(true)})
+	return strings.Replace(cobras, "{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}",
+		"{{ownFlags .LocalFlags | trimTrailingWhitespaces}}{{with clusterFlags .LocalFlags}}\n\nCluster flags, as kubectl has them:\n{{. | trimTrailingWhitespaces}}{{end}}", 1)
 }
 
 // exitCode says on stderr, in one line, what went wrong and returns the code to exit with.

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
-	clientconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
 
 	"github.com/tracehook/tracehook/webhook"
 )
@@ -218,7 +217,7 @@ func newTraceContext(config serveConfig, telemetry *telemetry) (*webhook.TraceCo
 		MeterProvider: telemetry.meterProvider,
 	}
 	if config.Lineage != "off" {
-		api, err := clientconfig.GetConfig()
+		api, err := config.API.process()
 		if err != nil {
 			return nil, fmt.Errorf("find the API server for --lineage %s: %w (--lineage off needs none)", config.Lineage, err)
 		}

@@ -143,6 +143,12 @@ that does not become ready exit code 1.`,
 	f.DurationVar(&options.FollowTimeout, "follow-timeout", 5*time.Minute, "how long to follow them")
 	f.BoolVar(&options.WaitReady, "wait-ready", false, "follow them, and exit with 1 when the command succeeded and they do not become ready")
 	f.DurationVar(&options.FlushTimeout, "flush-timeout", 5*time.Second, "how long the spans may take to be exported once the command has ended")
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if isClusterFlag(err) {
+			err = fmt.Errorf("%w: it is for the command, behind `--`", err)
+		}
+		return cmd.Parent().FlagErrorFunc()(cmd, err)
+	})
 	return cmd
 }
 
