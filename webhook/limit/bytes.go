@@ -43,17 +43,18 @@ func isTimeout(err error) bool {
 // Bytes is a limit of bytes that requests hold. They are taken as they arrive: an
 // announced length takes nothing.
 type Bytes struct {
-	mu      sync.Mutex
-	most    int64
-	used    int64
-	oldest  *Hold // of those that hold something
-	newest  *Hold
-	started time.Time
+	mu     sync.Mutex
+	most   int64
+	used   int64
+	oldest *Hold // of those that hold something
+	newest *Hold
+	now    func() time.Duration // since some moment
 }
 
 // NewBytes makes a limit. Zero: DefaultBytes.
 func NewBytes(most int64) *Bytes {
-	return &Bytes{most: cmp.Or(most, DefaultBytes), started: time.Now()}
+	started := time.Now()
+	return &Bytes{most: cmp.Or(most, DefaultBytes), now: func() time.Duration { return time.Since(started) }}
 }
 
 // Used is how many bytes are held now.
@@ -85,7 +86,7 @@ func (b *Bytes) share(n int64) int64 {
 type Hold struct {
 	bytes      *Bytes
 	n          atomic.Int64
-	since      time.Duration // from Bytes.started
+	since      time.Duration // by Bytes.now
 	prev, next *Hold
 	interrupt  func()
 }
@@ -110,7 +111,7 @@ func (h *Hold) Take(n int64) error {
 	}
 	b.used += n
 	if h.n.Add(n) == n {
-		h.since = time.Since(b.started)
+		h.since = b.now()
 		h.prev, b.newest = b.newest, h
 		if h.prev == nil {
 			b.oldest = h
@@ -123,7 +124,7 @@ func (h *Hold) Take(n int64) error {
 
 // reclaimable says whether the slow requests hold so much.
 func (b *Bytes) reclaimable(except *Hold, missing int64) bool {
-	now := time.Since(b.started)
+	now := b.now()
 	for h := b.oldest; h != nil && missing > 0 && now-h.since >= slow; h = h.next {
 		if h != except {
 			missing -= h.n.Load()
