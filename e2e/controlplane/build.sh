@@ -3,7 +3,7 @@
 #
 #   build.sh [NAME...]     default: all of them
 #
-# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in node/ and in collector/; collector/builder.yaml.
+# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in node/, in policy/ and in collector/; collector/builder.yaml.
 # Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
 #      program was built from. A program whose stamp is still right is not built again.
 # KUBERNETES: another version of Kubernetes, one of kubernetes-*/ here (1.28, for example). Then only its API server, controllers and
@@ -16,7 +16,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 bin=${BIN:-$root/bin}
 all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool)
-nodes=(kubelet kube-proxy containerd containerd-shim-runc-v2 ctr ptp host-local)
+nodes=(kubelet kube-proxy containerd containerd-shim-runc-v2 ctr ptp host-local kube-router)
 if [[ $(go env GOOS) == linux ]]; then all+=("${nodes[@]}"); fi # they are nowhere else
 pinned=$here
 if [[ -n ${KUBERNETES:-} ]]; then
@@ -69,6 +69,9 @@ describe() {
   ptp)
     module=$here/node package=github.com/containernetworking/plugins/plugins/main/$1 about="a few seconds"
     shown=$(version "$module" github.com/containernetworking/plugins) ;;
+  kube-router)
+    module=$here/policy package=github.com/cloudnativelabs/kube-router/v2/cmd/$1 about="1 min"
+    shown=$(version "$module" github.com/cloudnativelabs/kube-router/v2) ;;
   host-local)
     module=$here/node package=github.com/containernetworking/plugins/plugins/ipam/$1 about="a few seconds"
     shown=$(version "$module" github.com/containernetworking/plugins) ;;

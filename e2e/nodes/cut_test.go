@@ -65,7 +65,7 @@ func TestANodeThatVanishesHoldsNoCreateUpForLongAndIsGotOver(t *testing.T) {
 			return nil
 		}
 	}
-	story.Eventually(t, 2*time.Minute, 200*time.Millisecond, ready(false))
+	story.Eventually(t, patience, 200*time.Millisecond, ready(false))
 	t.Logf("the node is not Ready %.0fs after the cut", time.Since(begin).Seconds())
 	time.Sleep(longestCreate) // what is under way
 	for policy, now := range loads.sofar() {
@@ -84,7 +84,7 @@ func TestANodeThatVanishesHoldsNoCreateUpForLongAndIsGotOver(t *testing.T) {
 	})
 	t.Run("mended", func(t *testing.T) {
 		mend()
-		story.Eventually(t, time.Minute, 200*time.Millisecond, ready(true))
+		story.Eventually(t, patience, 200*time.Millisecond, ready(true))
 		rolledOut(t, "tracehook", "tracehook-authority")
 		before, begin := loads.sofar(), time.Now()
 		if err := loads[admissionv1.Ignore].Await(t.Context(), 300); err != nil {

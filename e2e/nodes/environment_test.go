@@ -62,7 +62,7 @@ func TestTheProcessInAPodSeesTheTraceOfWhoeverMadeIt(t *testing.T) {
 		return fmt.Sprintf(`{restartPolicy: %s, terminationGracePeriodSeconds: 1, containers: [{name: workload, image: %q, args: [%s], env: [{name: OTEL_TRACES_EXPORTER, value: none}]}]}`,
 			map[string]string{"serve": "Always", "work": "Never"}[verb], workloadImage, verb)
 	}
-	t.Cleanup(func() { kubectl(t, "delete", "namespace/injected", "--timeout=50s") })
+	t.Cleanup(func() { kubectl(t, "delete", "namespace/injected", "--wait=false") })
 	apply(t, strings.NewReplacer("SERVE", container("serve"), "WORK", container("work")).Replace(workloads))
 	kubectl(t, "-n", "injected", "create", "job", "now", "--from=cronjob/cronjob")
 
@@ -76,7 +76,7 @@ func TestTheProcessInAPodSeesTheTraceOfWhoeverMadeIt(t *testing.T) {
 	t.Run("an ephemeral container", func(t *testing.T) {
 		kubectl(t, "-n", "injected", "debug", "pod/pod", "--image="+workloadImage, "--image-pull-policy=IfNotPresent", "--container=debugger",
 			"--profile=general", "--", "/ko-app/workload", "work")
-		story.Eventually(t, 30*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
+		story.Eventually(t, patience, 200*time.Millisecond, func(ctx context.Context) error {
 			pod, err := shared.clients.CoreV1().Pods("injected").Get(ctx, "pod", metav1.GetOptions{})
 			if err != nil {
 				return err
@@ -114,7 +114,7 @@ func TestTheProcessInAPodSeesTheTraceOfWhoeverMadeIt(t *testing.T) {
 // started are the Pods of a selector once as many as count have started.
 func started(t *testing.T, namespace, selector string, count int) (pods []corev1.Pod) {
 	t.Helper()
-	story.Eventually(t, 50*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, patience, 200*time.Millisecond, func(ctx context.Context) error {
 		list, err := shared.clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 		if err != nil {
 			return err
@@ -144,7 +144,7 @@ func sees(t *testing.T, pod corev1.Pod, traceparent string) {
 // environment is what a workload says that its environment holds.
 func environment(t *testing.T, namespace, pod, container string) (seen struct{ Traceparent, Tracestate string }) {
 	t.Helper()
-	story.Eventually(t, 10*time.Second, 200*time.Millisecond, func(context.Context) error {
+	story.Eventually(t, patience, 200*time.Millisecond, func(context.Context) error {
 		log := kubectl(t, "-n", namespace, "logs", pod, "-c", container)
 		line, _, _ := strings.Cut(log, "\n")
 		if err := json.Unmarshal([]byte(line), &seen); err != nil {

@@ -42,7 +42,7 @@ spec:
 func TestAPodThatFloodsTheServiceEndsNoReplicaAndHoldsNobodyUp(t *testing.T) {
 	install(t, "overlays/split")
 	rolledOut(t, "tracehook")
-	ctx := story.Within(t, 4*time.Minute)
+	ctx := story.Within(t, 2*patience)
 	service, err := shared.clients.CoreV1().Services(namespace).Get(ctx, "tracehook", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -60,9 +60,9 @@ func TestAPodThatFloodsTheServiceEndsNoReplicaAndHoldsNobodyUp(t *testing.T) {
 
 	t.Cleanup(func() { kubectl(t, "delete", "pod/attacker", "--grace-period=1") })
 	apply(t, strings.NewReplacer("IMAGE", floodImage, "WEBHOOK", webhook, "PROBES", replicas[0].Status.PodIP+":8081").Replace(attacker))
-	kubectl(t, "wait", "pod/attacker", "--for=jsonpath={.status.phase}=Running", "--timeout=50s")
+	kubectl(t, "wait", "pod/attacker", "--for=jsonpath={.status.phase}=Running", "--timeout=150s")
 	stop = well.Start(ctx)
-	story.Eventually(t, 3*time.Minute, 500*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, patience, 500*time.Millisecond, func(ctx context.Context) error {
 		pod, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Get(ctx, "attacker", metav1.GetOptions{})
 		if err == nil && pod.Status.Phase == corev1.PodRunning {
 			err = errors.New("the attacker has not ended")

@@ -88,26 +88,31 @@ endpoints: [{addresses: [%s]}]
 `, node.HostAddress))
 }
 
-// uninstall removes everything of tracehook, without the patience that its Pods would have with callers.
+// uninstall removes everything of tracehook, without the patience that its Pods would have with callers. The namespace stays,
+// empty: its controller waits 5 s before it begins to delete one.
 func uninstall(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", namespace, "delete", "deployments,cronjobs,jobs", "--all", "--cascade=foreground", "--wait=false")
-	kubectl(t, "-n", namespace, "delete", "pods", "--all", "--grace-period=1", "--wait=false")
 	kubectl(t, "delete", "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings",
 		"-l", "app.kubernetes.io/part-of=tracehook", "--wait=false")
 	kubectl(t, "delete", "roles,rolebindings", "-A", "-l", "app.kubernetes.io/part-of=tracehook", "--wait=false")
-	kubectl(t, "delete", "namespace", namespace, "--timeout=50s")
+	kubectl(t, "-n", namespace, "delete", "deployments,cronjobs,jobs,replicasets,services,endpointslices,networkpolicies,poddisruptionbudgets,"+
+		"limitranges,leases,roles,rolebindings,serviceaccounts,secrets,configmaps,events",
+		"--field-selector=metadata.name!=default,metadata.name!=kube-root-ca.crt", "--wait=false")
+	// A ReplicaSet's controller may not know yet that it has gone, and make another one.
+	for range 5 {
+		kubectl(t, "-n", namespace, "delete", "pods", "--all", "--grace-period=1", "--timeout=150s")
+		if kubectl(t, "-n", namespace, "get", "pods", "--output=name") == "" {
+			return
+		}
+	}
+	t.Errorf("Pods in %s come again and again", namespace)
 }
 
 // firstStamp returns when an object comes back stamped.
 func firstStamp(t *testing.T) {
 	t.Helper()
-	story.Eventually(t, time.Minute, 20*time.Millisecond, func(ctx context.Context) error {
-		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{GenerateName: "first-"},
-			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "workload", Image: workloadImage}}},
-		}
-		created, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	story.Eventually(t, patience, 20*time.Millisecond, func(ctx context.Context) error {
+		created, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, examplePod(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err == nil && created.Annotations[stamp] == "" {
 			err = errors.New("a Pod comes back without a stamp")
 		}
@@ -115,10 +120,18 @@ func firstStamp(t *testing.T) {
 	})
 }
 
+// examplePod is one to be created in dry runs: stamped, and never there.
+func examplePod() *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "example-"},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "workload", Image: workloadImage}}},
+	}
+}
+
 func rolledOut(t *testing.T, deployments ...string) {
 	t.Helper()
 	for _, name := range deployments {
-		kubectl(t, "-n", namespace, "rollout", "status", "deployment/"+name, "--timeout=50s")
+		kubectl(t, "-n", namespace, "rollout", "status", "deployment/"+name, "--timeout=150s")
 	}
 }
 
@@ -134,7 +147,7 @@ func nodesOf(t *testing.T, selector string) (nodes []string) {
 
 func pods(t *testing.T, selector string) (pods []corev1.Pod) {
 	t.Helper()
-	list, err := shared.clients.CoreV1().Pods(namespace).List(story.Within(t, 10*time.Second), metav1.ListOptions{LabelSelector: selector})
+	list, err := shared.clients.CoreV1().Pods(namespace).List(story.Within(t, patience), metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +162,7 @@ func pods(t *testing.T, selector string) (pods []corev1.Pod) {
 // proven returns when the authority says that the API server is known to trust the CA.
 func proven(t *testing.T) {
 	t.Helper()
-	ctx := story.Within(t, time.Minute)
+	ctx := story.Within(t, patience)
 	var last certs.Status
 	if err := certs.WatchStatus(ctx, shared.clients, namespace, certs.DefaultServingSecret, func(s certs.Status) bool {
 		last = s
@@ -177,7 +190,7 @@ func tracehook(t *testing.T, args ...string) (output string, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(story.Within(t, time.Minute), program, args...)
+	cmd := exec.CommandContext(story.Within(t, patience), program, args...)
 	cmd.Env = append(append(os.Environ(), shared.Env()...), "KUBECONFIG="+shared.Kubeconfig)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -208,7 +221,7 @@ func spansOfPods(t *testing.T, id string) {
 		running[pod.Name] = pod
 	}
 	client := tracestore.Client{BaseURL: shared.JaegerURL}
-	trace, err := client.Wait(story.Within(t, 30*time.Second), id, func(trace tracestore.Trace) error {
+	trace, err := client.Wait(story.Within(t, patience), id, func(trace tracestore.Trace) error {
 		if !slices.ContainsFunc(trace.Spans, func(s tracestore.Span) bool { return s.Service == "tracehook" }) {
 			return errors.New("no span of tracehook")
 		}
@@ -268,13 +281,30 @@ func quiet(t *testing.T) {
 // noWarnings wants no Warning event among those that are looked at.
 func noWarnings(t *testing.T, lookedAt func(corev1.Event) bool) {
 	t.Helper()
-	events, err := shared.clients.CoreV1().Events(namespace).List(story.Within(t, 10*time.Second), metav1.ListOptions{})
+	events, err := shared.clients.CoreV1().Events(namespace).List(story.Within(t, patience), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, event := range events.Items {
-		if event.Type == corev1.EventTypeWarning && lookedAt(event) {
+		if event.Type != corev1.EventTypeWarning || !lookedAt(event) {
+			continue
+		}
+		if ofBusyMachine(event) {
+			t.Logf("kubelet was held up: event %s about %s: %s", event.Reason, event.InvolvedObject.Name, event.Message)
+		} else {
 			t.Errorf("event %s about %s: %s (%d times)", event.Reason, event.InvolvedObject.Name, event.Message, event.Count)
 		}
 	}
+}
+
+// ofBusyMachine says of a Warning event that kubelet gave up waiting: for a list of its own from the API server, which has a second, or
+// for the answer to a probe. A machine that has much else to do causes that whatever the Pod does.
+func ofBusyMachine(event corev1.Event) bool {
+	switch event.Reason {
+	case "FailedMount":
+		return strings.HasSuffix(event.Message, "cache: timed out waiting for the condition")
+	case "Unhealthy":
+		return strings.Contains(event.Message, "context deadline exceeded") || strings.Contains(event.Message, "Client.Timeout exceeded")
+	}
+	return false
 }

@@ -23,6 +23,9 @@ import (
 
 const namespace = "tracehook-system"
 
+// patience is how long a test waits for what comes by itself: for a busy machine, so nobody waits that long on another.
+const patience = 3 * time.Minute
+
 // shared is the cluster of all tests: a control plane with two nodes, and the images on them.
 var shared struct {
 	*cluster.Cluster

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
@@ -21,9 +20,7 @@ import (
 
 // What overlays/kind installs for a first look: Collector and Jaeger are Pods too, and the spans of tracehook get there.
 func TestSpansGetThroughTheShippedCollectorToTheShippedJaeger(t *testing.T) {
-	for program, manifest := range map[string]string{"otelcol": "collector/collector.yaml", "jaeger": "jaeger/jaeger.yaml"} {
-		importProgram(t, program, filepath.Join(shared.root, "deploy", "components", manifest))
-	}
+	importPipeline(t)
 	text := render(t, "overlays/kind")
 	begin := time.Now()
 	apply(t, text)
@@ -31,19 +28,24 @@ func TestSpansGetThroughTheShippedCollectorToTheShippedJaeger(t *testing.T) {
 	soon(t, begin)
 	rolledOut(t, "otel-collector", "jaeger", "tracehook")
 	quiet(t)
+	stored(t)
+}
 
-	made, err := shared.clients.CoreV1().ConfigMaps(metav1.NamespaceDefault).Create(story.Within(t, 10*time.Second),
-		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "looked-at-"}}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+// stored wants a span of tracehook's in the shipped Jaeger, from a Pod that it names.
+func stored(t *testing.T) {
+	t.Helper()
+	made, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Create(story.Within(t, patience),
+		examplePod(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	context := regexp.MustCompile("^00-([0-9a-f]{32})-").FindStringSubmatch(made.Annotations[stamp])
 	if context == nil {
-		t.Fatalf("the ConfigMap is stamped %q", made.Annotations[stamp])
+		t.Fatalf("the Pod is stamped %q", made.Annotations[stamp])
 	}
 	jaeger := pods(t, "app.kubernetes.io/name=jaeger")
 	client := tracestore.Client{BaseURL: "http://" + jaeger[0].Status.PodIP + ":16686"}
-	trace, err := client.Wait(story.Within(t, 30*time.Second), context[1], func(trace tracestore.Trace) error {
+	trace, err := client.Wait(story.Within(t, patience), context[1], func(trace tracestore.Trace) error {
 		for _, span := range trace.Spans {
 			if span.Service == "tracehook" {
 				return nil
@@ -59,6 +61,13 @@ func TestSpansGetThroughTheShippedCollectorToTheShippedJaeger(t *testing.T) {
 			t.Errorf("span %q does not say which Pod made it: %v", span.Name, span.Resource)
 		}
 	}
+}
+
+// importPipeline has all nodes know the Collector and Jaeger as the manifests name them.
+func importPipeline(t *testing.T) {
+	t.Helper()
+	importProgram(t, "otelcol", filepath.Join(shared.root, "deploy", "components", "collector", "collector.yaml"))
+	importProgram(t, "jaeger", filepath.Join(shared.root, "deploy", "components", "jaeger", "jaeger.yaml"))
 }
 
 // importProgram has all nodes know a program that the tests built as the image that a manifest names.
@@ -81,7 +90,7 @@ func importProgram(t *testing.T, program, manifest string) {
 		t.Fatal(err)
 	}
 	for _, n := range shared.nodes {
-		if err := n.Import(story.Within(t, time.Minute), file); err != nil {
+		if err := n.Import(story.Within(t, patience), file); err != nil {
 			t.Fatal(err)
 		}
 	}

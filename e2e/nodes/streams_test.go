@@ -64,7 +64,7 @@ spec:
 func TestWhatStreamsWorksThroughTheTraceCommand(t *testing.T) {
 	t.Cleanup(func() { kubectl(t, "delete", "namespace/streams", "--wait=false") })
 	apply(t, strings.ReplaceAll(shell, "IMAGE", workloadImage))
-	kubectl(t, "-n", "streams", "wait", "pod/shell", "--for=jsonpath={.status.containerStatuses[?(@.name=='web')].ready}=true", "--timeout=50s")
+	kubectl(t, "-n", "streams", "wait", "pod/shell", "--for=jsonpath={.status.containerStatuses[?(@.name=='web')].ready}=true", "--timeout=150s")
 
 	t.Run("logs -f until the container ends", func(t *testing.T) {
 		s := stream{}
@@ -230,7 +230,7 @@ func (s *stream) command(t *testing.T, args ...string) *exec.Cmd {
 	}
 	s.stderr.Reset()
 	line := append([]string{"trace", "--", kubectl, "--namespace=streams"}, args...)
-	cmd := exec.CommandContext(story.Within(t, time.Minute), program, line...)
+	cmd := exec.CommandContext(story.Within(t, patience), program, line...)
 	cmd.Env = append(append(append(os.Environ(), shared.Env()...), s.env...), "KUBECONFIG="+shared.Kubeconfig)
 	cmd.Stderr = &s.stderr
 	return cmd
@@ -285,7 +285,7 @@ func (s *stream) traced(t *testing.T, method, path string) {
 		t.Fatalf("no trace id in %s", &s.stderr)
 	}
 	client := tracestore.Client{BaseURL: shared.JaegerURL}
-	if _, err := client.Wait(story.Within(t, 30*time.Second), id[1], func(trace tracestore.Trace) error {
+	if _, err := client.Wait(story.Within(t, patience), id[1], func(trace tracestore.Trace) error {
 		for _, service := range []string{"kubectl", "apiserver"} {
 			if !slices.ContainsFunc(trace.Spans, func(s tracestore.Span) bool {
 				return s.Service == service && strings.HasPrefix(s.Name, method) && strings.Contains(s.Name, path)

@@ -26,11 +26,11 @@ func call(name string, below ...tree.Want) tree.Want {
 }
 
 func TestWhatKubeletAndContainerdDidForAPodIsFoundByItsUID(t *testing.T) {
-	ctx := story.Within(t, time.Minute)
+	ctx := story.Within(t, patience)
 	begin := time.Now()
 	t.Cleanup(func() { kubectl(t, "delete", "pod/observed", "--grace-period=1", "--wait=false") })
 	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: observed}, spec: {containers: [{name: main, image: %q}]}}`, workloadImage))
-	kubectl(t, "wait", "pod/observed", "--for=condition=Ready", "--timeout=50s")
+	kubectl(t, "wait", "pod/observed", "--for=condition=Ready", "--timeout=150s")
 	pod, err := shared.clients.CoreV1().Pods(metav1.NamespaceDefault).Get(ctx, "observed", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -80,9 +80,9 @@ func TestAJobIsOneTraceDownToTheProgramInItsContainer(t *testing.T) {
 	}
 	t.Cleanup(func() { kubectl(t, "delete", "job/hello", "--wait=false") })
 	id := traced(t, "create", "-f", file)
-	kubectl(t, "wait", "job/hello", "--for=condition=Complete", "--timeout=50s")
+	kubectl(t, "wait", "job/hello", "--for=condition=Complete", "--timeout=150s")
 	client := tracestore.Client{BaseURL: shared.JaegerURL}
-	if _, err := client.Wait(story.Within(t, 30*time.Second), id, func(trace tracestore.Trace) error {
+	if _, err := client.Wait(story.Within(t, patience), id, func(trace tracestore.Trace) error {
 		return tree.Match(trace, tree.Want{
 			Service: "kubectl", Kind: tracestore.KindInternal, Children: []tree.Want{
 				{Service: "apiserver", Name: "Create", Descendant: true, Children: []tree.Want{

@@ -57,7 +57,7 @@ func install(t *testing.T, overlay string, components ...string) {
 	text := render(t, overlay, components...)
 	collectorOnHost(t)
 	apply(t, text)
-	kubectl(t, "-n", namespace, "wait", "deployments", "--all", "--for=condition=Available", "--timeout=50s")
+	kubectl(t, "-n", namespace, "wait", "deployments", "--all", "--for=condition=Available", "--timeout=150s")
 	firstStamp(t)
 }
 
@@ -135,7 +135,7 @@ func bringSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := shared.WriteCABundle(story.Within(t, time.Minute), bundle); err != nil {
+	if err := shared.WriteCABundle(story.Within(t, patience), bundle); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -143,7 +143,7 @@ func bringSecret(t *testing.T) {
 func TestTheAuditRunsAsAJob(t *testing.T) {
 	install(t, "overlays/split", "components/audit")
 	kubectl(t, "-n", namespace, "create", "job", "now", "--from=cronjob/tracehook-audit")
-	kubectl(t, "-n", namespace, "wait", "job/now", "--for=condition=Complete", "--timeout=50s")
+	kubectl(t, "-n", namespace, "wait", "job/now", "--for=condition=Complete", "--timeout=150s")
 	if log := kubectl(t, "-n", namespace, "logs", "job/now"); !strings.Contains(log, "tracehook") {
 		t.Errorf("the audit says\n%s", log)
 	}
@@ -161,7 +161,7 @@ func TestReplicasThatAskForClientCertificatesCountThoseWithout(t *testing.T) {
 	rolledOut(t, "tracehook", "tracehook-authority")
 	firstStamp(t) // observed, not enforced
 	client := shared.clients.CoreV1().Pods(namespace)
-	story.Eventually(t, 10*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
+	story.Eventually(t, patience, 200*time.Millisecond, func(ctx context.Context) error {
 		for _, pod := range pods(t, "app.kubernetes.io/name=tracehook") {
 			log, err := client.GetLogs(pod.Name, &corev1.PodLogOptions{}).DoRaw(ctx)
 			if err == nil && strings.Contains(string(log), `"result":"no_certificate"`) {

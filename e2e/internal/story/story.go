@@ -17,7 +17,7 @@ import (
 // code is not zero then.
 func Run(m *testing.M, o cluster.Options, prepare func(context.Context, *cluster.Cluster) error) (code int) {
 	Unexport()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	o.Progress = os.Stderr
 	c, err := cluster.Start(ctx, o)
@@ -78,7 +78,7 @@ func Eventually(t *testing.T, limit, every time.Duration, ask func(context.Conte
 // after the end of the test's context.
 func Kubectl(t *testing.T, c *cluster.Cluster, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	out, err := c.Kubectl(ctx, args...)
 	if err != nil {
