@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	migrateLabel = "tracehook.dev/migrate" // marks the Secret as a migration's
+	migrateLabel = "tracehook.dev/certs-migration" // marks the Secret as a migration's
 	migrateKey   = "state.json"
 	// The pair that the written Secret held before.
 	previousCertificate = "previous.crt"

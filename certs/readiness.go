@@ -81,11 +81,11 @@ func NewReadiness(o ReadinessOptions) (*Readiness, error) {
 		r.known[i].problem = unknown(ref, ConfigurationUnknown, "has not been read yet")
 	}
 	meter := meterOf(o.MeterProvider)
-	if err := observeFindings(meter, "bundle", r.Findings); err != nil {
+	if err := observeFindings(meter, "tracehook.certs.bundle.findings", r.Findings); err != nil {
 		return nil, err
 	}
 	_, err := meter.Int64ObservableGauge("tracehook.certs.ready",
-		metric.WithUnit("1"), metric.WithDescription("1 if API servers can call this server with the certificate that it serves, or if nobody knows; else 0."),
+		metric.WithDescription("1 if API servers can call this server with the certificate that it serves, or if nobody knows; else 0."),
 		metric.WithInt64Callback(func(_ context.Context, observer metric.Int64Observer) error {
 			ready := int64(1)
 			if r.Ready(nil) != nil {

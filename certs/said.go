@@ -71,10 +71,10 @@ func (r *report) tell(ctx context.Context, log *slog.Logger, subject string, fin
 	r.text = text
 }
 
-// observeFindings is a gauge of how many findings there are now, by code: tracehook.certs.secret.findings, or of the bundle.
-func observeFindings(meter metric.Meter, subject string, findings func() []Finding) error {
-	_, err := meter.Int64ObservableGauge("tracehook.certs."+subject+".findings",
-		metric.WithUnit("{finding}"), metric.WithDescription("What there is to say about the "+subject+" now, by code."),
+// observeFindings is a gauge of how many findings there are now, by code.
+func observeFindings(meter metric.Meter, name string, findings func() []Finding) error {
+	_, err := meter.Int64ObservableGauge(name,
+		metric.WithUnit("{finding}"), metric.WithDescription("What is wrong now, by code."),
 		metric.WithInt64Callback(func(_ context.Context, observer metric.Int64Observer) error {
 			count := map[Code]int64{}
 			severity := map[Code]Severity{}

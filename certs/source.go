@@ -75,28 +75,10 @@ func NewSecretSource(o SourceOptions) (*SecretSource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create the counter of changes: %w", err)
 	}
-	_, err = meter.Int64ObservableGauge("tracehook.certs.serving.expiration",
-		metric.WithUnit("s"), metric.WithDescription("When the certificate ends that is served, as Unix time."),
-		metric.WithInt64Callback(func(_ context.Context, observer metric.Int64Observer) error {
-			if now := s.served.Load(); now != nil {
-				observer.Observe(now.pair.Leaf.NotAfter.Unix(), slot("current"))
-				if now.proof != nil {
-					observer.Observe(now.proof.Leaf.NotAfter.Unix(), slot("next"))
-				}
-			}
-			return nil
-		}))
-	if err != nil {
-		return nil, fmt.Errorf("create the gauge of expiry: %w", err)
-	}
-	if err := observeFindings(meter, "secret", s.Findings); err != nil {
+	if err := observeFindings(meter, "tracehook.certs.secret.findings", s.Findings); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-func slot(name string) metric.MeasurementOption {
-	return metric.WithAttributes(attribute.String("tracehook.certs.slot", name))
 }
 
 // Start watches until ctx ends.

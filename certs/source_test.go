@@ -93,7 +93,6 @@ func TestSourceAndReadinessTellWhatTheyKnowInMetrics(t *testing.T) {
 		`tracehook.certs.ready{} 0`,
 		`tracehook.certs.secret.changes{tracehook.certs.outcome=served} 1`,
 		`tracehook.certs.secret.findings{tracehook.certs.code=secret-unusable,tracehook.certs.severity=warning} 1`,
-		fmt.Sprintf(`tracehook.certs.serving.expiration{tracehook.certs.slot=current} %d`, leaf.Certificate.NotAfter.Unix()),
 	}
 	for !slices.Equal(points(t, reader), want) && ctx.Err() == nil { // watches take their time
 		time.Sleep(time.Millisecond)

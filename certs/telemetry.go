@@ -73,13 +73,13 @@ func newAuthorityTelemetry(tp trace.TracerProvider, mp metric.MeterProvider) (*a
 	if err != nil {
 		return nil, fmt.Errorf("create the gauge of the phase: %w", err)
 	}
-	expiration, err := meter.Int64ObservableGauge("tracehook.certs.ca.expiration", metric.WithUnit("s"),
-		metric.WithDescription("When a CA ends, in seconds since 1970; the leader only."))
+	expiration, err := meter.Int64ObservableGauge("tracehook.certs.ca.not_after.timestamp", metric.WithUnit("s"),
+		metric.WithDescription("When a CA ends, as a Unix time; the leader only."))
 	if err != nil {
 		return nil, fmt.Errorf("create the gauge of the CA's end: %w", err)
 	}
-	proof, err := meter.Int64ObservableGauge("tracehook.certs.proof.time", metric.WithUnit("s"),
-		metric.WithDescription("When API servers were last known to have loaded what was published, in seconds since 1970; the leader only."))
+	proof, err := meter.Int64ObservableGauge("tracehook.certs.proof.timestamp", metric.WithUnit("s"),
+		metric.WithDescription("When API servers were last known to have loaded what was published, as a Unix time; the leader only."))
 	if err != nil {
 		return nil, fmt.Errorf("create the gauge of the last proof: %w", err)
 	}

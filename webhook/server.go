@@ -180,7 +180,7 @@ func (s *Server) measure(provider metric.MeterProvider) error {
 	if err != nil {
 		return fmt.Errorf("create the gauge of connections: %w", err)
 	}
-	_, err = meter.Int64ObservableGauge("tracehook.admission.bytes.in_flight",
+	_, err = meter.Int64ObservableGauge("tracehook.admission.in_flight",
 		metric.WithUnit("By"), metric.WithDescription("Bytes that are held of requests under way, beyond the first 16 KiB of each connection."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			o.Observe(s.bytes.Used())

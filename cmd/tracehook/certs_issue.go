@@ -43,7 +43,7 @@ type certsIssueOptions struct {
 func newCertsIssueCommand() *cobra.Command {
 	var o certsIssueOptions
 	cmd := &cobra.Command{
-		Use:   "issue (--service NAMESPACE/NAME | --for KIND/NAME) --out DIR",
+		Use:   "issue (--service NAMESPACE/NAME | --for KIND/NAME) --output-dir DIR",
 		Short: "Make a certificate authority and a serving certificate for a Service",
 		Long: `Make a new certificate authority and a serving certificate signed by it with every
 name under which the Service can be called, and write them to DIR:
@@ -59,7 +59,7 @@ configuration, CustomResourceDefinition or APIService: of all Services and URLs 
 Nobody renews the certificate. The command says until when it is to be replaced, and how.
 
 Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
-		Example: "  tracehook certs issue --service tracehook-system/tracehook --out certs\n  tracehook certs issue --for validatingwebhookconfiguration/policy --out certs",
+		Example: "  tracehook certs issue --service tracehook-system/tracehook --output-dir certs\n  tracehook certs issue --for validatingwebhookconfiguration/policy --output-dir certs",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interruptible(cmd, nil, nil)
@@ -69,7 +69,7 @@ Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 	}
 	cmd.Flags().StringVar(&o.service, "service", "", "`NAMESPACE/NAME` of the Service that the API server calls")
 	cmd.Flags().StringVar(&o.object, "for", "", "`KIND/NAME` of the live object that sends the API server there: mutatingwebhookconfiguration, validatingwebhookconfiguration, crd or apiservice")
-	cmd.Flags().StringVar(&o.dir, "out", "", "`DIR` to write to; made if it is not there")
+	cmd.Flags().StringVar(&o.dir, "output-dir", "", "`DIR` to write to; made if it is not there")
 	cmd.Flags().StringVar(&o.clusterDomain, "cluster-domain", certs.DefaultClusterDomain, "DNS `DOMAIN` of the cluster")
 	cmd.Flags().IPSliceVar(&o.ips, "ip", nil, "IP `ADDRESS` to serve as well, for a webhook configured by URL (may be repeated)")
 	cmd.Flags().DurationVar(&o.lifetime, "lifetime", certs.DefaultLeafLifetime, "how long the certificate is valid; nobody renews it. The authority is valid as long, and 90 days at least")
@@ -212,7 +212,7 @@ func (o *certsIssueOptions) subject(ctx context.Context, errOut io.Writer) (issu
 	case o.service != "" && o.object != "":
 		return issueSubject{}, errors.New("--service and --for say for whom in two ways: give one of them")
 	case o.dir == "":
-		return issueSubject{}, errors.New("--out DIR is missing")
+		return issueSubject{}, errors.New("--output-dir DIR is missing")
 	case o.lifetime < time.Minute:
 		return issueSubject{}, fmt.Errorf("--lifetime %s: want a minute or more", o.lifetime)
 	}
@@ -392,11 +392,11 @@ func writeCertFiles(ctx context.Context, dir string, files []certFile, force boo
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return usageError(fmt.Errorf("make --out: %w", err))
+		return usageError(fmt.Errorf("make --output-dir: %w", err))
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return usageError(fmt.Errorf("open --out: %w", err))
+		return usageError(fmt.Errorf("open --output-dir: %w", err))
 	}
 	defer root.Close()
 	if err := removeStaged(root, now); err != nil {

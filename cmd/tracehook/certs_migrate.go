@@ -91,11 +91,11 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 	f.BoolVar(&o.dryRun, "dry-run", false, "show the plan only, which is the default")
 	f.BoolVar(&o.abort, "abort", false, "take an interrupted migration back (with --apply)")
 	f.DurationVar(&o.soak, "soak", 100*time.Second, "how long both are trusted after all endpoints serve the new one; API servers keep idle connections for 90 s. And, but for no longer than a minute, how long requests that began before the proof are given")
-	f.DurationVar(&o.wait, "wait", 10*time.Minute, "time for one step, such as until every endpoint serves the new certificate")
+	f.DurationVar(&o.wait, "step-timeout", 10*time.Minute, "time for one step, such as until every endpoint serves the new certificate")
 	f.DurationVar(&o.lifetime, "lifetime", certs.DefaultMigrateLifetime, "how long the new CA and certificate are valid; nobody renews them but another migration")
 	f.StringVar(&o.clusterDomain, "cluster-domain", certs.DefaultClusterDomain, "DNS `DOMAIN` of the cluster")
 	f.BoolVar(&o.onAPIServer, "on-api-server", false, "this runs in the network of the API server, so that a loopback address in a URL means the same here")
-	f.StringArrayVar(&o.apiServers, "apiserver", nil, "`URL` of an API server, once for each of them (default the endpoints of Service default/kubernetes)")
+	f.StringArrayVar(&o.apiServers, "api-server", nil, "`URL` of an API server, once for each of them (default the endpoints of Service default/kubernetes)")
 	f.StringVarP(&o.output, "output", "o", "table", "`FORMAT`: table, json or yaml")
 	return cmd
 }
@@ -131,7 +131,7 @@ func (o *certsMigrateOptions) validate() error {
 		errs = append(errs, errors.New("--apply and --dry-run contradict each other"))
 	}
 	if o.soak < 0 || o.wait <= 0 || o.lifetime <= 0 {
-		errs = append(errs, errors.New("--wait and --lifetime must be above zero, --soak not below"))
+		errs = append(errs, errors.New("--step-timeout and --lifetime must be above zero, --soak not below"))
 	}
 	return errors.Join(errs...)
 }

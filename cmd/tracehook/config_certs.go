@@ -68,7 +68,7 @@ func (c *certsConfig) bindAuthority(f *pflag.FlagSet) {
 	f.DurationVar(&c.CALifetime, "ca-lifetime", certs.DefaultCALifetime, "how long a new CA is valid; it is replaced after two thirds of that")
 	f.DurationVar(&c.LeafLifetime, "leaf-lifetime", certs.DefaultLeafLifetime, "how long a new serving certificate is valid; it is replaced after two thirds of that")
 	f.DurationVar(&c.Soak, "rotation-soak", certs.DefaultSoak, "how long the old CA stays trusted after the last server has left it: longer than the 90s that idle connections of API servers live")
-	f.StringArrayVar(&c.APIServers, "apiserver", nil, "`URL` of an API server that must trust a new CA before it is used; may be repeated (default: those of Service default/kubernetes)")
+	f.StringArrayVar(&c.APIServers, "api-server", nil, "`URL` of an API server that must trust a new CA before it is used; may be repeated (default: those of Service default/kubernetes)")
 	f.DurationVar(&c.LeaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long the others wait for a leader that is silent")
 	f.DurationVar(&c.RenewDeadline, "leader-elect-renew-deadline", 10*time.Second, "how long a leader tries to renew its Lease before it gives up")
 	f.DurationVar(&c.RetryPeriod, "leader-elect-retry-period", 2*time.Second, "time between two tries to get or renew the Lease")
@@ -110,7 +110,7 @@ func (c *certsConfig) validate() error {
 	}
 	for _, raw := range c.APIServers {
 		if u, err := url.Parse(raw); err != nil || u.Scheme != "https" || u.Host == "" {
-			errs = append(errs, fmt.Errorf("--apiserver %q: want https://HOST[:PORT]", raw))
+			errs = append(errs, fmt.Errorf("--api-server %q: want https://HOST[:PORT]", raw))
 		}
 	}
 	if c.CASecret != "" {

@@ -87,7 +87,7 @@ func (c *lifecycleConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.Trust, "trust", string(lifecycle.TrustParent), "what the trace context on an object is to our spans: their parent, a link, or none")
 	f.DurationVar(&c.MaxAge, "max-age", lifecycle.DefaultMaxAge, "nothing that ended longer ago is told; what ends longer after its cause gets a trace of its own, linked")
 	f.StringVarP(&c.Namespace, "namespace", "n", namespace, "`NAMESPACE` of the Lease; $POD_NAMESPACE if that is set")
-	f.StringVar(&c.Lease, "lease", "tracehook-lifecycle", "`NAME` of the Lease of the one that tells")
+	f.StringVar(&c.Lease, "leader-elect-resource-name", "tracehook-lifecycle", "`NAME` of the Lease of the one that tells")
 	f.StringVar(&c.MetricsCertPath, "metrics-cert-path", "/etc/tracehook/certs", "with --metrics-secure: directory of tls.crt and tls.key for /metrics; they may come later, and are read again when they change")
 	f.DurationVar(&c.LeaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long the others wait for a leader that is silent")
 	f.DurationVar(&c.RenewDeadline, "leader-elect-renew-deadline", 10*time.Second, "how long a leader tries to renew its Lease before it gives up")
@@ -106,7 +106,7 @@ func (c *lifecycleConfig) validate() error {
 		errs = append(errs, fmt.Errorf("--namespace %q: want a DNS label", c.Namespace))
 	}
 	if len(validation.IsDNS1123Subdomain(c.Lease)) > 0 {
-		errs = append(errs, fmt.Errorf("--lease %q: want a DNS name: lower-case letters, digits, '-' and '.'", c.Lease))
+		errs = append(errs, fmt.Errorf("--leader-elect-resource-name %q: want a DNS name: lower-case letters, digits, '-' and '.'", c.Lease))
 	}
 	if c.RetryPeriod <= 0 || float64(c.RenewDeadline) <= leaderelection.JitterFactor*float64(c.RetryPeriod) || c.LeaseDuration <= c.RenewDeadline {
 		errs = append(errs, fmt.Errorf("--leader-elect-lease-duration %s, --leader-elect-renew-deadline %s, --leader-elect-retry-period %s: want each longer than the next, the deadline by more than a fifth", c.LeaseDuration, c.RenewDeadline, c.RetryPeriod))

@@ -20,7 +20,7 @@ import (
 )
 
 // toldAnnotation is where on its Lease a leader says how far it has told.
-const toldAnnotation = "tracehook.dev/told"
+const toldAnnotation = "tracehook.dev/lifecycle-told"
 
 // markedLease is a resourcelock.LeaseLock that carries a mark.
 type markedLease struct {

@@ -15,11 +15,11 @@ import (
 func TestFlagsOfLifecycleThatCannotBeUsedAreNamed(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"", ""},
-		{"--trust=link --max-age=10m --lease=other", ""},
+		{"--trust=link --max-age=10m --leader-elect-resource-name=other", ""},
 		{"--trust=yes", `--trust "yes": want parent, link, none`},
 		{"--max-age=0s", "--max-age 0s: want more than 0"},
 		{"--annotation-key=a/b/c", `--annotation-key "a/b/c": want PREFIX/NAME`},
-		{"--lease=A", `--lease "A": want a DNS name`},
+		{"--leader-elect-resource-name=A", `--leader-elect-resource-name "A": want a DNS name`},
 		{"--namespace=a.b", `--namespace "a.b": want a DNS label`},
 		{"--leader-elect-lease-duration=5s", "--leader-elect-lease-duration 5s"},
 		{"--leader-elect-retry-period=9s", "--leader-elect-retry-period 9s"},

@@ -45,14 +45,14 @@ func newSideServer(name, address string, handler http.Handler, provider metric.M
 	if address == "0" {
 		return nil, nil
 	}
-	refused, err := provider.Meter(meterName).Int64Counter("tracehook.side.connections.refused",
+	refused, err := provider.Meter(meterName).Int64Counter("tracehook.diagnostics.connections.refused",
 		metric.WithUnit("{connection}"),
 		metric.WithDescription("Connections to the ports of probes and metrics that a limit ended, by port and reason."))
 	if err != nil {
 		return nil, fmt.Errorf("create the counter of refused connections: %w", err)
 	}
 	count := func(reason string, n int64) {
-		refused.Add(context.Background(), n, metric.WithAttributes(attribute.String("tracehook.port", name), semconv.ErrorTypeKey.String(reason)))
+		refused.Add(context.Background(), n, metric.WithAttributes(attribute.String("tracehook.port.name", name), semconv.ErrorTypeKey.String(reason)))
 	}
 	for _, reason := range limit.Reasons {
 		count(reason, 0) // so that the first one is seen to rise

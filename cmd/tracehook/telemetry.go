@@ -235,9 +235,9 @@ const meterName = "github.com/tracehook/tracehook/cmd/tracehook"
 
 // measureCertificate tells until when the certificate is valid that is served now.
 func measureCertificate(provider metric.MeterProvider, get getCertificate) error {
-	_, err := provider.Meter(meterName).Float64ObservableGauge("tracehook.certificate.expiration",
+	_, err := provider.Meter(meterName).Float64ObservableGauge("tracehook.certificate.not_after.timestamp",
 		metric.WithUnit("s"),
-		metric.WithDescription("When the serving certificate ends, in seconds since 1970-01-01 UTC."),
+		metric.WithDescription("When the serving certificate ends, as a Unix time."),
 		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
 			// Without a certificate there is no such metric: that is for /readyz and the failed handshakes to tell.
 			if certificate, err := get(&tls.ClientHelloInfo{}); err == nil && certificate != nil && certificate.Leaf != nil {

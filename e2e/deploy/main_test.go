@@ -67,7 +67,7 @@ func prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 		return err
 	}
 	shared.certDir = filepath.Join(shared.Dir, "serving-certs")
-	if out, err := exec.CommandContext(ctx, tracehook, "certs", "issue", "--service", namespace+"/tracehook", "--out", shared.certDir).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, tracehook, "certs", "issue", "--service", namespace+"/tracehook", "--output-dir", shared.certDir).CombinedOutput(); err != nil {
 		return fmt.Errorf("run tracehook certs issue: %w: %s", err, out)
 	}
 	shared.bundle, err = os.ReadFile(filepath.Join(shared.certDir, "ca.crt"))

@@ -33,7 +33,7 @@ func TestTracehookMakesItsOwnCertificatesWithTheRightsOfItsServiceAccounts(t *te
 				t.Fatal(err)
 			}
 			// Service default/kubernetes has no endpoints here, and ours is an ExternalName without a port 443.
-			flags := []string{"--apiserver=" + shared.First().URL, fmt.Sprintf("--service=tracehook:%d", port[0]), "--rotation-soak=1s"}
+			flags := []string{"--api-server=" + shared.First().URL, fmt.Sprintf("--service=tracehook:%d", port[0]), "--rotation-soak=1s"}
 			mode, logs := "--certs=managed", []string(nil)
 			if way == "certs-authority" {
 				mode = "--certs=secret"

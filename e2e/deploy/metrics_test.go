@@ -96,7 +96,7 @@ func TestMetricsAreForPrometheusAlone(t *testing.T) {
 	authority, err := shared.StartTracehook(ctx, cluster.TracehookOptions{
 		Name: "authority-metrics", ServiceAccount: "tracehook-authority", APIServer: apiServer,
 		Args: append(shippedArgs(t, shipped, "tracehook-authority"), "--health-probe-bind-address=0", fmt.Sprintf("--metrics-bind-address=127.0.0.1:%d", ports[1]),
-			"--apiserver="+shared.First().URL, fmt.Sprintf("--service=tracehook:%d", ports[0])),
+			"--api-server="+shared.First().URL, fmt.Sprintf("--service=tracehook:%d", ports[0])),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -83,7 +83,7 @@ func TestTracehookWorksInAnotherNamespace(t *testing.T) {
 	authority, err := shared.StartTracehook(ctx, cluster.TracehookOptions{
 		Name: "authority-elsewhere", Namespace: elsewhere, ServiceAccount: "tracehook-authority",
 		Args: []string{"certs", "authority", "--health-probe-bind-address=0", "--metrics-bind-address=0",
-			"--apiserver=" + shared.First().URL, fmt.Sprintf("--service=tracehook:%d", ports[0]), "--rotation-soak=1s"},
+			"--api-server=" + shared.First().URL, fmt.Sprintf("--service=tracehook:%d", ports[0]), "--rotation-soak=1s"},
 	})
 	if err != nil {
 		t.Fatal(err)

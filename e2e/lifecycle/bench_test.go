@@ -68,7 +68,7 @@ func TestManyPodsAreToldWithOneListAndInTime(t *testing.T) {
 	leaseFor(t, "many")
 	began = time.Now()
 	since := began
-	l := start(t, "many", to, "--lease=many", "--max-age=6h")
+	l := start(t, "many", to, "--leader-elect-resource-name=many", "--max-age=6h")
 	first, peak := time.Since(began), memory(t, l.PID(), "VmHWM")
 	eventually(t, func() error {
 		if n := len(to.all()); n < 5*pods {

@@ -26,9 +26,9 @@ func TestKillingItAtAnyMomentLosesNothingAndDoublesNothing(t *testing.T) {
 	undisturbed, killed := newSink(t, ""), newSink(t, "")
 	leaseFor(t, "undisturbed")
 	leaseFor(t, "killed")
-	start(t, "undisturbed", undisturbed, "--lease=undisturbed")
+	start(t, "undisturbed", undisturbed, "--leader-elect-resource-name=undisturbed")
 	// The mark is stored with each renewal, so these come often.
-	victim := start(t, "killed", killed, "--lease=killed", "--leader-elect-retry-period=200ms", "--leader-elect-renew-deadline=5s")
+	victim := start(t, "killed", killed, "--leader-elect-resource-name=killed", "--leader-elect-retry-period=200ms", "--leader-elect-renew-deadline=5s")
 
 	ctx, stop := context.WithCancel(t.Context())
 	var writers sync.WaitGroup
@@ -86,7 +86,7 @@ func TestKillingItAtAnyMomentLosesNothingAndDoublesNothing(t *testing.T) {
 func TestWhileNobodyTakesThemSpansWait(t *testing.T) {
 	k := kubelet{t}
 	to := newSink(t, "")
-	start(t, "patient", to, "--lease=tracehook-lifecycle")
+	start(t, "patient", to, "--leader-elect-resource-name=tracehook-lifecycle")
 	to.server.Stop()
 	traceID := fmt.Sprintf("%032x", 0xfade)
 	p := k.pod("waits", "n4", traceID)
@@ -118,7 +118,7 @@ func TestAMarkThatCannotBeIsNotBelieved(t *testing.T) {
 		lease := fmt.Sprintf("doubtful-%d", i)
 		leaseFor(t, lease)
 		if _, err := shared.clients.CoordinationV1().Leases("tracehook-system").Create(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-			Name: lease, Annotations: map[string]string{"tracehook.dev/told": mark},
+			Name: lease, Annotations: map[string]string{"tracehook.dev/lifecycle-told": mark},
 		}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestAMarkThatCannotBeIsNotBelieved(t *testing.T) {
 		p := k.pod(lease, "n4", traceID)
 		k.status(p, running(p))
 		to := newSink(t, "")
-		start(t, lease, to, "--lease="+lease)
+		start(t, lease, to, "--leader-elect-resource-name="+lease)
 		eventually(t, func() error {
 			if got := lines(to.of(traceID, lease)); !strings.Contains(got, "become ready") {
 				return fmt.Errorf("with the mark %q it told %q", mark, got)

@@ -27,7 +27,7 @@ func TestADeploymentIsToldFromTheCommandToReadyPods(t *testing.T) {
 	k := kubelet{t}
 	k.node("n1")
 	to := newSink(t, "")
-	told := start(t, "story", to, "--lease=tracehook-lifecycle")
+	told := start(t, "story", to, "--leader-elect-resource-name=tracehook-lifecycle")
 
 	kubectl, err := shared.Binary("kubectl")
 	if err != nil {
@@ -116,7 +116,7 @@ func TestADeploymentIsToldFromTheCommandToReadyPods(t *testing.T) {
 func TestWhatCannotStartSaysWhy(t *testing.T) {
 	k := kubelet{t}
 	to := newSink(t, "")
-	start(t, "why", to, "--lease=tracehook-lifecycle")
+	start(t, "why", to, "--leader-elect-resource-name=tracehook-lifecycle")
 	for i, test := range []struct {
 		name, node, want string
 		happens          func(*corev1.Pod)

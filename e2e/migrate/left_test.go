@@ -142,7 +142,7 @@ func TestARunThatASignalEndsLeavesNothingBehind(t *testing.T) {
 			if i%2 == 1 {
 				sent, code = syscall.SIGTERM, 143
 			}
-			r := startRun(t, shared.Kubeconfig, "certs", "migrate", target, "--to", "issued", "--secret", name+"/serving-cert", "--apply", "--apiserver", never)
+			r := startRun(t, shared.Kubeconfig, "certs", "migrate", target, "--to", "issued", "--secret", name+"/serving-cert", "--apply", "--api-server", never)
 			made := proving(t, name)
 			if want := kind + "/"; !strings.HasPrefix(made[0], want) {
 				t.Errorf("made for the proof: %q", made)
@@ -188,9 +188,9 @@ func TestWhatAKilledRunHasLeftIsNamedAndRemoved(t *testing.T) {
 			apply := func(kind, name string) []string {
 				return []string{"certs", "migrate", installForProof(t, kind, name), "--to", "issued", "--secret", name + "/serving-cert", "--apply"}
 			}
-			killed := startRun(t, shared.Kubeconfig, append(apply(kind, dead), "--apiserver", never)...)
+			killed := startRun(t, shared.Kubeconfig, append(apply(kind, dead), "--api-server", never)...)
 			left := proving(t, dead)
-			living := startRun(t, shared.Kubeconfig, append(apply(kind, alive), "--apiserver", never)...)
+			living := startRun(t, shared.Kubeconfig, append(apply(kind, alive), "--api-server", never)...)
 			proving(t, alive)
 			time.Sleep(8 * time.Second) // it has looked for what is left, and found a proof that is under way
 			if got := proofsOf(t, dead); !slices.Equal(got, left) {
@@ -246,7 +246,7 @@ func TestASecondSignalEndsItAtOnceAndSaysWhatIsLeft(t *testing.T) {
 	target := installForProof(t, certs.KindValidating, name)
 	for _, twice := range []bool{true, false} {
 		way := startWay(t)
-		r := startRun(t, way.kubeconfig, "certs", "migrate", target, "--to", "issued", "--secret", name+"/serving-cert", "--apply", "--apiserver", never)
+		r := startRun(t, way.kubeconfig, "certs", "migrate", target, "--to", "issued", "--secret", name+"/serving-cert", "--apply", "--api-server", never)
 		made := proving(t, name)
 		way.blocked.Store(true)
 		must(t, r.cmd.Process.Signal(syscall.SIGINT))
@@ -275,7 +275,7 @@ func TestASecondRunForTheSameTargetIsRefused(t *testing.T) {
 	const name = "twice"
 	target := installForProof(t, certs.KindValidating, name)
 	args := []string{"certs", "migrate", target, "--to", "issued", "--secret", name + "/serving-cert", "--apply"}
-	first := startRun(t, shared.Kubeconfig, append(args, "--apiserver", never)...)
+	first := startRun(t, shared.Kubeconfig, append(args, "--api-server", never)...)
 	proving(t, name)
 	out, code := run(t, "tracehook "+strings.Join(args, " "))
 	if code != 1 || !strings.Contains(out, "another run of this migration is under way: ") || !strings.Contains(out, "renews Lease twice/tracehook-migrate-") {

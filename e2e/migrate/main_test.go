@@ -77,7 +77,7 @@ func writePrograms(c *cluster.Cluster) error {
 	}
 	flags := []string{"--soak", soak}
 	for _, s := range shared.servers {
-		flags = append(flags, "--apiserver", s.URL)
+		flags = append(flags, "--api-server", s.URL)
 	}
 	script := fmt.Sprintf("#!/bin/sh\n[ \"$2\" = migrate ] && exec %[1]q \"$@\" %[2]s\nexec %[1]q \"$@\"\n", tracehook, strings.Join(flags, " "))
 	return os.WriteFile(filepath.Join(dir, "tracehook"), []byte(script), 0o700)

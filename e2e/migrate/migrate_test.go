@@ -218,7 +218,7 @@ func TestARequestThatAnotherWebhookHoldsUpIsOutlasted(t *testing.T) {
 			args := []string{tracehook, "certs", "migrate", "mutatingwebhookconfiguration/" + test.name, "--to", "issued", "--secret", test.name + "/serving-cert",
 				"--soak", test.soak.String(), "--apply"}
 			for _, server := range shared.servers {
-				args = append(args, "--apiserver", server.URL)
+				args = append(args, "--api-server", server.URL)
 			}
 			if out, code := run(t, strings.Join(args, " ")); code != 0 {
 				t.Fatalf("exit code %d:\n%s", code, out)

@@ -73,7 +73,7 @@ func TestAMigrationThatWaitsDoesNotListTheCluster(t *testing.T) {
 	s := startStranger(t, name, forge(t, &authority, host(name)))
 	s.validate(t, pemOf(authority), nil)
 	s.inForce(t, s.admission, true)
-	r := startRun(t, shared.Kubeconfig, "certs", "migrate", "validatingwebhookconfiguration/"+name, "--to", "issued", "--apply", "--wait", "20s")
+	r := startRun(t, shared.Kubeconfig, "certs", "migrate", "validatingwebhookconfiguration/"+name, "--to", "issued", "--apply", "--step-timeout", "20s")
 	proving(t, name)
 	for len(proofsOf(t, name)) > 0 {
 		time.Sleep(50 * time.Millisecond)

@@ -326,7 +326,7 @@ func (s *stage) managed() *cluster.Webhook {
 		s.t.Fatal(err)
 	}
 	w := s.start(cluster.WebhookOptions{Name: "tracehook-managed", Port: ports[0], Args: []string{
-		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", ports[0]), "--apiserver=" + s.c.RESTConfig.Host, "--rotation-soak=1s",
+		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", ports[0]), "--api-server=" + s.c.RESTConfig.Host, "--rotation-soak=1s",
 		"--metrics-secure", "--metrics-auth",
 		"--client-ca-file=" + filepath.Join(s.c.Dir, "pki", "ca.crt"),
 	}})

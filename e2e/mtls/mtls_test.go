@@ -72,7 +72,7 @@ func TestWithClientCertificatesOnlyTheRightAPIServerIsAnswered(t *testing.T) {
 
 	// One certificate for all three names, as the live object says, put into it by the command that is printed.
 	pki := filepath.Join(t.TempDir(), "pki")
-	stdout, stderr, code := run(t, "certs", "issue", "--for", "mutatingwebhookconfiguration/mtls", "--out", pki, "-o", "json")
+	stdout, stderr, code := run(t, "certs", "issue", "--for", "mutatingwebhookconfiguration/mtls", "--output-dir", pki, "-o", "json")
 	if code != 0 {
 		t.Fatalf("certs issue --for: exit code %d\n%s", code, stderr)
 	}

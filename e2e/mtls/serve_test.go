@@ -157,7 +157,7 @@ func TestManagedGoesFromNothingToReadyAndRotatesWhenAsked(t *testing.T) {
 	}
 	trusted := newClientPKI(t).trusted // so that all metrics are there
 	w, err := shared.StartWebhook(story.Within(t, 2*time.Minute), cluster.WebhookOptions{Port: port, Name: "tracehook-managed", Args: []string{
-		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", port), "--apiserver=" + shared.First().URL, "--rotation-soak=1s",
+		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", port), "--api-server=" + shared.First().URL, "--rotation-soak=1s",
 		"--client-ca-file=" + trusted}})
 	if err != nil {
 		t.Fatal(err)

@@ -127,7 +127,7 @@ func unlessBusy(t *testing.T, limit time.Duration) time.Duration {
 func bringSecret(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	if out, err := tracehook(t, "certs", "issue", "--service", namespace+"/tracehook", "--out", dir); err != nil {
+	if out, err := tracehook(t, "certs", "issue", "--service", namespace+"/tracehook", "--output-dir", dir); err != nil {
 		t.Fatalf("tracehook certs issue: %v\n%s", err, out)
 	}
 	kubectl(t, "-n", namespace, "create", "secret", "tls", "tracehook-certs", "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
@@ -154,7 +154,7 @@ func TestReplicasThatAskForClientCertificatesCountThoseWithout(t *testing.T) {
 	collectorOnHost(t)
 	apply(t, text)
 	dir := t.TempDir()
-	if out, err := tracehook(t, "certs", "issue", "--service", namespace+"/anything", "--out", dir); err != nil {
+	if out, err := tracehook(t, "certs", "issue", "--service", namespace+"/anything", "--output-dir", dir); err != nil {
 		t.Fatalf("tracehook certs issue: %v\n%s", err, out)
 	}
 	kubectl(t, "-n", namespace, "create", "configmap", "tracehook-client-ca", "--from-file="+filepath.Join(dir, "ca.crt"))

@@ -72,7 +72,7 @@ func install(ctx context.Context, t *testing.T, component string, flags ...strin
 	}
 	d.flags = append(d.flags, fmt.Sprintf("--service=tracehook:%d", d.front.Port))
 	for _, server := range shared.servers {
-		d.flags = append(d.flags, "--apiserver="+server.URL)
+		d.flags = append(d.flags, "--api-server="+server.URL)
 	}
 	d.flags = slices.Concat(d.flags, quickly, flags)
 	return d

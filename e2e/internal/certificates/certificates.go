@@ -34,7 +34,7 @@ const ServerName = "tracehook.tracehook-system.svc"
 // Issue runs `tracehook certs issue` for a Service, NAMESPACE/NAME, and returns the CA bundle (PEM).
 func Issue(ctx context.Context, tracehook, service, dir string) ([]byte, error) {
 	out, err := exec.CommandContext(ctx, tracehook, "certs", "issue", "--force",
-		"--service", service, "--out", dir).CombinedOutput()
+		"--service", service, "--output-dir", dir).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("run tracehook certs issue: %w: %s", err, out)
 	}

@@ -15,7 +15,7 @@ import (
 const (
 	keyStage   = attribute.Key("tracehook.stage")
 	keyOutcome = attribute.Key("tracehook.outcome")
-	keyKind    = attribute.Key("tracehook.kind")
+	keyKind    = attribute.Key("tracehook.object.kind")
 )
 
 // stageBounds are in seconds: from a Pod with its image there to a roll-out of an hour.
