@@ -276,19 +276,21 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	defer func() { c.seen[k.resource] = max(c.seen[k.resource], k.version) }()
 	mark, marked := c.o.Mark[k.resource]
 	fresh := !initial || !marked || k.version == 0 || k.version > mark
-	stages := k.stages
-	k.stages = nil // the store need not hold them
+	news := k.news
+	k.news = nil // the store need not hold them
 	if k.resource == "events" {
-		for _, s := range stages {
-			c.hear(ctx, k.about, heard{k.Namespace, s, fresh})
+		for _, n := range news {
+			c.hear(ctx, k.about, heard{k.namespace, n.stage(), fresh})
 		}
 		return
 	}
 	if k.resource == volumeClaims {
-		c.bind(ctx, k.Namespace+"/"+k.Name, stages, fresh)
+		if len(news) > 0 {
+			c.bind(ctx, k.namespace+"/"+k.name, news[0].stage(), fresh)
+		}
 		return
 	}
-	uid := string(k.UID)
+	uid := k.uid
 	l, before := c.lives[uid]
 	if k.subject == nil {
 		c.lives[uid] = nil
@@ -300,8 +302,8 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 		c.lives[uid] = l
 	}
 	l.subject = k.subject
-	for _, s := range stages {
-		c.add(ctx, l, s, fresh)
+	for _, n := range news {
+		c.add(ctx, l, n.stage(), fresh)
 	}
 	for _, claim := range k.claims {
 		if !before {
@@ -320,14 +322,14 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 }
 
 // bind takes that a volume claim is bound, which its first status of that says best.
-func (c *Controller) bind(ctx context.Context, claim string, stages []Stage, fresh bool) {
-	if _, known := c.bound[claim]; known || len(stages) == 0 || !stages[0].Ended() {
+func (c *Controller) bind(ctx context.Context, claim string, s Stage, fresh bool) {
+	if _, known := c.bound[claim]; known {
 		return
 	}
-	c.bound[claim] = stages[0]
+	c.bound[claim] = s
 	for _, uid := range c.waits[claim] {
 		if l := c.lives[uid]; l != nil {
-			c.heldUp(ctx, l, claim, stages[0], fresh || l.changed)
+			c.heldUp(ctx, l, claim, s, fresh || l.changed)
 		}
 	}
 }
@@ -379,10 +381,10 @@ func (c *Controller) gone(ctx context.Context, obj any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if k.resource == volumeClaims {
-		delete(c.bound, k.Namespace+"/"+k.Name)
+		delete(c.bound, k.namespace+"/"+k.name)
 		return
 	}
-	uid := string(k.UID)
+	uid := k.uid
 	for _, claim := range k.claims {
 		if c.waits[claim] = slices.DeleteFunc(c.waits[claim], func(other string) bool { return other == uid }); len(c.waits[claim]) == 0 {
 			delete(c.waits, claim)

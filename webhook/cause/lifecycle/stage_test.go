@@ -105,3 +105,16 @@ func event(reason, message, container string, second int) *corev1.Event {
 	}
 	return e
 }
+
+func TestWhatIsPackedComesOutAsItWas(t *testing.T) {
+	stages := Pod(read[corev1.Pod](t, `metadata: {name: web, uid: p-1, creationTimestamp: "@0@"}
+status: {phase: Failed, reason: Evicted}`), event("Unhealthy", "Readiness probe failed: x", "app", 3))
+	stages = append(stages, Stage{Name: RestartContainer, Container: "app", Restart: 7, Start: noon, End: noon.Add(time.Second), Resolution: time.Second, Unseen: 3}, Stage{Name: RollOut, End: noon})
+	for _, s := range stages {
+		if s.Ended() {
+			if got := pack(s).stage(); !got.same(s) {
+				t.Errorf("%+v comes out as %+v", s, got)
+			}
+		}
+	}
+}
