@@ -25,7 +25,7 @@ import (
 // Bounds of what is kept of an audit log.
 const (
 	mostAuditLine = 16 << 20 // bytes; an object of etcd's 1.5 MiB is there twice at most, escaped
-	mostAudited   = 10000    // events
+	mostAudited   = 10_000   // events
 )
 
 // AuditQuery is what is looked for: an event that has one of these.
@@ -46,6 +46,8 @@ type AuditLog struct {
 	Events []AuditEvent
 	// From and To are the first and the last event's times; zero: there is none.
 	From, To time.Time
+	// LeftOut is how many events about the object are not kept: the oldest, and none that has a wanted id where there are others.
+	LeftOut int
 	// Odd are lines that are no events: cut off, or longer than 16 MiB.
 	Odd int
 	// Cut is true where a compressed file ends too early.
@@ -62,6 +64,8 @@ type AuditEvent struct {
 	Subresource         string
 	Received, Completed time.Time
 	SpanIDs             []string
+
+	named bool // by an id that is looked for, not by the object's name alone
 }
 
 // Add reads one file of a log, gzip'd or not.
@@ -108,6 +112,7 @@ func (l *AuditLog) Add(file io.Reader, query AuditQuery) error {
 
 // ends takes the times from the first and the last line, which need not be looked at otherwise.
 func (l *AuditLog) ends(lines, good int, first, last []byte) error {
+	l.keepNewest()
 	known := false
 	for _, line := range [][]byte{first, last} {
 		for _, event := range eventsIn(line) {
@@ -169,11 +174,37 @@ func eventsIn(line []byte) []auditv1.Event {
 func (l *AuditLog) line(line []byte, query AuditQuery) bool {
 	events := eventsIn(line)
 	for _, e := range events {
-		if event, ok := auditedWrite(e); ok && query.wants(event) && len(l.Events) < mostAudited {
+		event, ok := auditedWrite(e)
+		if !ok {
+			continue
+		}
+		if event.named = query.names(event); event.named || event.Subresource == "" && slices.Contains(query.Objects, event.Object) {
 			l.Events = append(l.Events, event)
 		}
 	}
+	if len(l.Events) >= 2*mostAudited { // seldom: it sorts
+		l.keepNewest()
+	}
 	return len(events) > 0
+}
+
+// keepNewest drops the oldest events that are too many, those that a wanted id names last.
+func (l *AuditLog) keepNewest() {
+	if len(l.Events) <= mostAudited {
+		return
+	}
+	slices.SortStableFunc(l.Events, func(a, b AuditEvent) int {
+		if a.named != b.named {
+			if a.named {
+				return 1
+			}
+			return -1
+		}
+		return a.Received.Compare(b.Received)
+	})
+	l.LeftOut += len(l.Events) - mostAudited
+	l.Events = slices.Clone(l.Events[len(l.Events)-mostAudited:])
+	slices.SortStableFunc(l.Events, func(a, b AuditEvent) int { return a.Received.Compare(b.Received) })
 }
 
 // auditedWrite is a request that was carried out and over.
@@ -214,9 +245,9 @@ func (q AuditQuery) needles() [][]byte {
 	return needles
 }
 
-func (q AuditQuery) wants(e AuditEvent) bool {
-	return slices.ContainsFunc(e.SpanIDs, func(id string) bool { return slices.Contains(q.SpanIDs, id) }) ||
-		slices.Contains(q.AuditIDs, e.AuditID) || e.Subresource == "" && slices.Contains(q.Objects, e.Object)
+// names says whether a wanted id is the event's.
+func (q AuditQuery) names(e AuditEvent) bool {
+	return slices.ContainsFunc(e.SpanIDs, func(id string) bool { return slices.Contains(q.SpanIDs, id) }) || slices.Contains(q.AuditIDs, e.AuditID)
 }
 
 // AuditQuery is what an audit log could tell about the object.

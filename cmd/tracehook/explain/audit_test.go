@@ -157,3 +157,26 @@ func FuzzAnyFileIsReadAsAnAuditLogOrRefused(f *testing.F) {
 		}
 	})
 }
+
+func TestOfTooManyWritesTheNewestAreKeptAndThoseOfTheCause(t *testing.T) {
+	var log strings.Builder
+	log.WriteString(auditLine("cause", "create", "web", "00:00:00", `,"annotations":{"webhook.tracehook.dev/span-id":"2222222222222222"}`))
+	const writes = 2*mostAudited + 500
+	for i := range writes {
+		log.WriteString(auditLine(fmt.Sprint("w", i), "patch", "web", fmt.Sprintf("%02d:%02d:%02d", 1+i/3600, i/60%60, i%60), ""))
+	}
+	for name, files := range map[string][]string{"in one file": {log.String()}, "the newer file first": {log.String()[log.Len()/2+strings.IndexByte(log.String()[log.Len()/2:], '\n')+1:], log.String()[:log.Len()/2+strings.IndexByte(log.String()[log.Len()/2:], '\n')+1]}} {
+		l := &AuditLog{}
+		for _, file := range files {
+			if err := l.Add(strings.NewReader(file), webQuery); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(l.Events) != mostAudited || l.LeftOut != writes+1-mostAudited {
+			t.Errorf("%s: %d kept and %d left out of %d", name, len(l.Events), l.LeftOut, writes+1)
+		}
+		if first, second, last := l.Events[0].AuditID, l.Events[1].AuditID, l.Events[len(l.Events)-1].AuditID; first != "cause" || second != fmt.Sprint("w", writes-mostAudited+1) || last != fmt.Sprint("w", writes-1) {
+			t.Errorf("%s: kept are %s, %s … %s", name, first, second, last)
+		}
+	}
+}

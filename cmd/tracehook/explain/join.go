@@ -285,6 +285,9 @@ func (j *joiner) who() {
 		}
 		return
 	}
+	if n := j.Audit.LeftOut; n > 0 {
+		j.unknown("older writes", fmt.Sprintf("%d of them in the audit log are left out: the newest %d about the object and its owners are kept", n, mostAudited))
+	}
 	for i := range j.Causes {
 		c := &j.Causes[i]
 		at := slices.IndexFunc(j.Story.Chain, func(s Step) bool { return s.Cause == i && s.Change != ChangeUnread && s.Change != ChangeGone })

@@ -214,6 +214,14 @@ note         ReplicaSet web-7d9c4: what stands in its annotation is no trace con
              Deployment web is an owner of web-7d9c4, and not its controller: a cause is not handed down from there
              ReplicaSet web-7d9c4 itself carries no cause: what is told is its owner's
 `}, {
+		name:  "an audit log of more than is kept",
+		known: Known{Chain: []Link{replicaSet(t, "14:02:11", `{}`)}, Installed: &absent, Audit: &AuditLog{LeftOut: 7}},
+		want: `
+ReplicaSet web-7d9c4: its cause is not known
+  ReplicaSet web-7d9c4  created
+not known    older writes: 7 of them in the audit log are left out: the newest 10000 about the object and its owners are kept
+             the cause: the object carries none: tracehook is not installed in this cluster (no webhook configuration has its label)
+`}, {
 		name:  "a cause without a time, not sampled",
 		known: Known{Chain: []Link{replicaSet(t, "14:02:11", stampYAML("00-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-1111111111111111-00", "", ""))}},
 		want: `
