@@ -16,13 +16,13 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/tracehook/tracehook/certs"
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
 )
 
 // certsAuditOptions are the flags of `certs audit`.
@@ -301,13 +301,5 @@ func orDash(s string) string {
 	return printable(s)
 }
 
-// printable keeps what servers, certificates and URLs say from steering the terminal, also from
-// turning the direction of writing.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '�'
-		}
-		return r
-	}, s)
-}
+// printable is for all that others say.
+func printable(s string) string { return report.Printable(s) }

@@ -43,6 +43,7 @@ func openPage(s shownTrace, store *tracestore.Client, browserVariable string, st
 			if err != nil {
 				return report.Report{}, err
 			}
+			trace, _ = withNodes(ctx, store, trace) // the page shows what there is
 			return shownTrace{Title: titleOf(trace), Trace: trace, Page: store.Page(id), Now: time.Now()}.report(), nil
 		}
 	}

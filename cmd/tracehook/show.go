@@ -97,14 +97,19 @@ func showTrace(ctx context.Context, o showOptions, id string, getenv func(string
 	case err != nil:
 		return err
 	}
+	links := trace
+	trace, said := withNodes(asking, store, trace)
 	shown := shownTrace{Title: titleOf(trace), Trace: trace, Page: store.Page(id), TraceURL: store.Page(traceIDPlaceholder), Now: now}
 	var left int
-	shown.Links, left = followLinks(asking, store, trace, o.Links)
+	shown.Links, left = followLinks(asking, store, links, o.Links)
 	if err := output.write(stdout, shown, o.Filters); err != nil {
 		return err
 	}
-	if n := linksOut(trace); o.Links == 0 && n > 0 && output.Form != "none" {
+	if n := linksOut(links); o.Links == 0 && n > 0 && output.Form != "none" {
 		fmt.Fprintf(stderr, "tracehook: it links to %d other traces; --links 1 shows them too\n", n)
+	}
+	for _, line := range said {
+		fmt.Fprintln(stderr, "tracehook:", oneLine(line))
 	}
 	if left > 0 {
 		fmt.Fprintf(stderr, "tracehook: %d more linked traces are not shown\n", left)

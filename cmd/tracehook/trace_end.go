@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/explain"
 	"github.com/tracehook/tracehook/cmd/tracehook/follow"
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
@@ -41,9 +42,16 @@ func (a afterCommand) tell(ctx context.Context, outcome traceOutcome) (notReady 
 			outcome.Shown = append(outcome.Shown, err.Error())
 		}
 	}
+	var onNodes []explain.OnNode
 	if a.Follow {
-		lines, err := a.follow(ctx, outcome, a.live(ctx, page, shown), a.Stderr)
-		shown.Followed = lines
+		view := a.view(a.Stderr)
+		lines, err := a.follow(ctx, outcome, view, a.live(ctx, page, shown), a.Stderr)
+		var said []string
+		onNodes, said = waitForNodes(ctx, a.Store, lines, nodePatience)
+		outcome.Shown = append(outcome.Shown, said...)
+		if shown.Followed = follow.WithNodes(lines, onNodes); len(shown.Followed) > len(lines) {
+			view.Show(shown.Followed)
+		}
 		if notReady = err != nil; notReady {
 			outcome.Shown = append(outcome.Shown, err.Error())
 		}
@@ -52,6 +60,7 @@ func (a afterCommand) tell(ctx context.Context, outcome traceOutcome) (notReady 
 		var lines []string
 		shown.Trace, lines = wait.collect(ctx)
 		outcome.Shown = append(outcome.Shown, lines...)
+		shown.Trace = explain.HangOnPods(shown.Trace, onNodes)
 		if err := a.Output.write(a.Stderr, shown, a.Filters); err != nil {
 			outcome.Shown = append(outcome.Shown, err.Error())
 		}
@@ -84,16 +93,23 @@ func (a afterCommand) live(ctx context.Context, page *openedPage, shown shownTra
 				shown.Trace = tracestore.Merge(arrived, own)
 			}
 		}
-		ready, roots := 0, 0
+		ready, gone, roots := 0, 0, 0
 		for _, l := range lines {
 			if l.Depth == 0 {
 				roots++
-				if l.State == follow.Ready {
+				switch l.State {
+				case follow.Ready:
 					ready++
+				case follow.Gone:
+					gone++
 				}
 			}
 		}
 		shown.Followed = lines
-		page.Set(shown.report(), fmt.Sprintf("%d of %d ready", ready, roots))
+		said := fmt.Sprintf("%d of %d ready", ready, roots)
+		if gone > 0 {
+			said += fmt.Sprintf(", %d gone", gone)
+		}
+		page.Set(shown.report(), said)
 	}
 }

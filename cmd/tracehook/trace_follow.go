@@ -19,7 +19,7 @@ import (
 
 // follow goes on until what was written is ready, has failed, or the time is over. It returns
 // the last lines, and why not all is ready; nil when all is, or there was nothing to wait for.
-func (o traceOptions) follow(ctx context.Context, outcome traceOutcome, look func([]follow.Line), stderr io.Writer) ([]follow.Line, error) {
+func (o traceOptions) follow(ctx context.Context, outcome traceOutcome, view *follow.View, look func([]follow.Line), stderr io.Writer) ([]follow.Line, error) {
 	if outcome.WroteMore > 0 {
 		fmt.Fprintf(stderr, "tracehook: %d more objects are not followed\n", outcome.WroteMore)
 	}
@@ -31,7 +31,27 @@ func (o traceOptions) follow(ctx context.Context, outcome traceOutcome, look fun
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.FollowTimeout)
 	defer cancel()
-	view := follow.View{Out: stderr, Now: time.Now}
+	lines, err := follow.Until(ctx, outcome.Wrote, follow.Options{Look: func(lines []follow.Line) {
+		view.Show(lines)
+		look(lines)
+	}})
+	for _, l := range lines {
+		if l.Depth == 0 && l.State == follow.Gone {
+			fmt.Fprintln(stderr, "tracehook:", oneLine(l.Object+" is gone, so nobody knows whether it became ready"))
+		}
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
+		err = fmt.Errorf("%w (after %s)", err, o.FollowTimeout)
+	case errors.Is(err, context.Canceled):
+		err = errors.New("no longer followed: a signal came")
+	}
+	return lines, err
+}
+
+// view is where the lines are shown.
+func (traceOptions) view(stderr io.Writer) *follow.View {
+	view := &follow.View{Out: stderr, Now: time.Now}
 	if file, ok := stderr.(*os.File); ok && isTerminal(stderr) {
 		view.Live = true
 		view.Size = func() (columns, rows int) {
@@ -42,17 +62,7 @@ func (o traceOptions) follow(ctx context.Context, outcome traceOutcome, look fun
 			return columns, rows
 		}
 	}
-	lines, err := follow.Until(ctx, outcome.Wrote, follow.Options{Look: func(lines []follow.Line) {
-		view.Show(lines)
-		look(lines)
-	}})
-	switch {
-	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
-		err = fmt.Errorf("%w (after %s)", err, o.FollowTimeout)
-	case errors.Is(err, context.Canceled):
-		err = errors.New("no longer followed: a signal came")
-	}
-	return lines, err
+	return view
 }
 
 // unseen says whether the command may have written what nobody followed.

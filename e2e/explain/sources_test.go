@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,12 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
-	sdkresource "go.opentelemetry.io/otel/sdk/resource"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
@@ -64,33 +57,10 @@ func TestWithATraceStoreTheCommandItsStepsAndWhatWasSlowAreTold(t *testing.T) {
 	})
 	t.Run("what the kubelet did", func(t *testing.T) { // here a test that sends what a kubelet sends
 		uid := mustKubectl(t, "-n", ns, "get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
-		sendAsKubelet(t, uid)
+		story.SendAsKubelet(t, shared.Cluster, uid, pod, ns)
 		eventually(t, func() string { return explained(t, withStore("-n", ns, "pod/"+pod)...) },
 			`on the node  `+clock+`  kubelet syncPod  [\d.]+ m?s  slowest: PullImage in containerd [\d.]+ m?s  trace [0-9a-f]{8}…`)
 	})
-}
-
-// sendAsKubelet sends the trace that a kubelet with containerd makes of a Pod: a root of its own.
-func sendAsKubelet(t *testing.T, uid string) {
-	t.Helper()
-	exporter, err := otlptracegrpc.New(story.Within(t, time.Minute), otlptracegrpc.WithEndpoint(shared.CollectorGRPC), otlptracegrpc.WithInsecure())
-	if err != nil {
-		t.Fatal(err)
-	}
-	as := func(service string) *sdktrace.TracerProvider {
-		return sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter), sdktrace.WithResource(sdkresource.NewSchemaless(semconv.ServiceName(service))))
-	}
-	ctx, root := as("kubelet").Tracer("kubelet").Start(t.Context(), "syncPod")
-	root.SetAttributes(attribute.String("k8s.pod.uid", uid))
-	_, pull := as("containerd").Tracer("containerd").Start(ctx, "PullImage")
-	time.Sleep(20 * time.Millisecond) // what it takes
-	pull.End()
-	root.End()
-	flush, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
-	defer cancel()
-	if err := exporter.Shutdown(flush); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // alice may write in a namespace, and is not one whose traces the API server continues.

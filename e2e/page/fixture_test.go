@@ -2,14 +2,13 @@ package page
 
 import (
 	"flag"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/report"
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 )
 
 var screenshots = flag.String("screenshots", "", "an existing `directory` for pictures of the page")
@@ -17,7 +16,7 @@ var screenshots = flag.String("screenshots", "", "an existing `directory` for pi
 // demo is a report as the demo makes it: a request that worked, one whose
 // webhook could not be called, and the counters of both.
 func demo(t testing.TB) report.Report {
-	worked, refused := recorded(t, "configmap"), recorded(t, "refused")
+	worked, refused := recorded.Trace(t, "configmap"), recorded.Trace(t, "refused")
 	return report.Report{
 		Title:     "One kubectl create, one trace",
 		Summary:   "Every step of a request, from the client through the API server and the webhook to etcd, and what the API server counted meanwhile.",
@@ -52,20 +51,6 @@ func demo(t testing.TB) report.Report {
 			},
 		},
 	}
-}
-
-func recorded(t testing.TB, name string) tracestore.Trace {
-	t.Helper()
-	f, err := os.Open(filepath.Join("..", "..", "cmd", "tracehook", "tracestore", "testdata", name+".json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	trace, err := tracestore.Decode(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return trace
 }
 
 // made builds a trace from "id<parent id<parent …". Each span starts a

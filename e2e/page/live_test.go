@@ -12,9 +12,11 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/explain"
 	"github.com/tracehook/tracehook/cmd/tracehook/pageserver"
 	"github.com/tracehook/tracehook/cmd/tracehook/report"
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 )
 
 // eventually waits for a JavaScript expression.
@@ -84,6 +86,80 @@ func TestAServedPageGrowsWhileItIsReadAndKeepsWhatTheReaderDid(t *testing.T) {
 	p.shot("live")
 }
 
+// The API server's filters are one line at first, which can be opened.
+func TestTheFiltersOfTheAPIServerAreOneLineThatOpens(t *testing.T) {
+	trace := recorded.Trace(t, "configmap")
+	p, server := served(t, section(trace), nil)
+	const line, filters = `#trace-1-9-filters`, `[9, 10, 11, 12].map(i => document.querySelector("#trace-1-" + i).hidden).join()`
+	p.equal(`document.querySelectorAll(".row[data-span]").length + document.querySelector(".trace-meta").textContent.slice(0, 8)`, "2222 spans")
+	p.equal(`[...document.querySelectorAll(".row:not([hidden]) .text")].map(e => e.textContent).filter(t => /audit|impersonation|priority|authorization|filters/.test(t)).join()`, "+4 filters,+4 filters")
+	p.equal(`document.querySelector("`+line+` .duration").textContent`, "239 µs")
+	p.equal(filters, "true,true,true,true")
+	// What they hold is beside them, and not gone.
+	p.equal(`document.querySelector("#trace-1-13").hidden + document.querySelector("#trace-1-13").getAttribute("aria-level") + document.querySelector("`+line+`").getAttribute("aria-level")`, "false44")
+
+	p.click(line + " .text")
+	p.equal(filters, "false,false,false,false")
+	p.equal(`[9, 10, 11, 12].map(i => document.querySelector("#trace-1-" + i + " .text").textContent).join()`, "audit,constrainedimpersonation,priorityandfairness,authorization")
+	p.click("#trace-1-10 .text")
+	p.equal(`document.querySelector("#trace-1-10 .details").innerText.includes("constrainedimpersonation")`, true)
+	p.shot("filters")
+
+	// New data leaves them open, and those of a new request closed.
+	more := tracestore.Trace{ID: trace.ID, Spans: append(trace.Spans[:len(trace.Spans):len(trace.Spans)], made("late lateA<late lateB<lateA").Spans...)}
+	for i := range more.Spans[len(trace.Spans):] {
+		s := &more.Spans[len(trace.Spans)+i]
+		s.Start = trace.Spans[len(trace.Spans)-1].End().Add(time.Duration(i) * time.Millisecond)
+		if s.ParentID != "" {
+			s.Scope = "k8s.io/apiserver/pkg/endpoints/filterlatency"
+		}
+	}
+	server.Set(section(more), "more")
+	p.eventually(`document.querySelectorAll(".row[data-span]").length`, 25)
+	p.eventually(`document.querySelector(".live").textContent`, "more")
+	p.equal(filters, "false,false,false,false")
+	p.equal(`document.querySelectorAll(".row[data-span][hidden]").length`, 4+2)
+	p.equal(`document.querySelectorAll("#trace-1-10 .details").length`, 1)
+
+	// Keys do what a click does, and a search finds what is closed.
+	p.run(chromedp.Focus(chromedp.CSS(line)))
+	p.press(key(kb.Enter))
+	p.equal(filters, "true,true,true,true")
+	p.press(key(kb.ArrowRight))
+	p.equal(filters, "false,false,false,false")
+	p.press(key(kb.ArrowLeft))
+	p.run(chromedp.SendKeys(chromedp.CSS(".search input"), "priorityandfairness"))
+	p.equal(`document.querySelector(".found").textContent`, "2 of 25")
+	p.press(key(kb.Enter))
+	p.press('n')
+	p.equal(`document.activeElement.querySelector(".text").textContent + document.activeElement.hidden`, "priorityandfairnessfalse")
+	p.equal(filters, "false,false,false,false")
+}
+
+// What a Pod's kubelet and containerd did is below the Pod, although it is a trace of its own.
+func TestWhatANodeDidIsDrawnBelowThePod(t *testing.T) {
+	trace := made("root Pod<root")
+	node := made("sync pull<sync")
+	node.ID = strings.Repeat("ab", 16)
+	trace.Spans[1].Attributes = map[string]any{"k8s.pod.uid": "p-1"}
+	node.Spans[0].Service, node.Spans[0].Name = "kubelet", "syncPod"
+	node.Spans[0].Attributes = map[string]any{"k8s.pod.uid": "p-1", "k8s.pod.name": "web-1", "k8s.namespace.name": "shop"}
+	node.Spans[1].Service, node.Spans[1].Name = "containerd", "PullImage"
+	p, server := served(t, section(trace), nil)
+	pod := explain.OnNode{Pod: explain.Pod{UID: "p-1", Name: "web-1"}, Traces: []tracestore.Trace{node}}
+	server.Set(section(explain.HangOnPods(trace, []explain.OnNode{pod})), "on the node")
+	p.eventually(`document.querySelector(".live").textContent`, "on the node")
+	p.equal(`[...document.querySelectorAll(".row[data-span]:not([hidden])")].map(r => r.getAttribute("aria-level") + r.querySelector(".service").textContent.trim() + " " + r.querySelector(".text").textContent).join()`,
+		"1s root,2s Pod,3kubelet syncPod,4containerd PullImage")
+	p.equal(`document.querySelector("#trace-1-2 .object").textContent`, "pods/web-1 in shop, trace "+node.ID)
+	p.equal(`document.querySelectorAll("#trace-1-3 .object").length`, 0)
+	p.click("#trace-1-3 .text")
+	p.equal(`document.querySelector("#trace-1-3 .details").innerText.includes("trace id\t`+node.ID+`")`, true)
+	p.click("#trace-1-1 .fold")
+	p.equal(`[2, 3].map(i => document.querySelector("#trace-1-" + i).hidden).join()`, "true,true")
+	p.shot("node")
+}
+
 func TestAPageWhoseServerEndsSaysSo(t *testing.T) {
 	p, server := served(t, section(made("root")), nil)
 	server.Set(section(made("root get<root")), "still going")
@@ -110,7 +186,7 @@ func TestALinkOpensTheOtherTraceAndClosingThePageEndsTheServer(t *testing.T) {
 	p.equal(`[...document.querySelectorAll(".links a")].map(a => a.getAttribute("href")).join()`, "/trace/"+other.ID+",/trace/"+gone)
 	p.click(".links a")
 	p.eventually(`document.title`, "The other")
-	p.equal(`document.querySelectorAll(".row[data-span]").length`, 2)
+	p.eventually(`document.querySelectorAll(".row[data-span]").length`, 2)
 	p.run(chromedp.Navigate(strings.SplitN(server.URL, "?", 2)[0] + "trace/" + gone))
 	p.equal(`document.title + ": " + document.querySelector(".summary").textContent`, "This trace cannot be shown: no span of this trace has arrived")
 

@@ -8,8 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
 )
 
 // Bounds of what is printed; -o json has all of it.
@@ -58,7 +59,7 @@ func (p *printer) line(parts ...string) {
 }
 
 func (p *printer) story(s Story) {
-	title := shown(s.Object.Kind) + " " + shown(s.Object.Name)
+	title := report.Printable(s.Object.Kind) + " " + report.Printable(s.Object.Name)
 	if len(s.Causes) > 0 {
 		p.line(title, " exists because of")
 	} else {
@@ -95,9 +96,9 @@ func (p *printer) tree(s Story) {
 			rows = append(rows, row{depth, p.cause(s.Causes[told]), true})
 			depth++
 		}
-		name := shown(step.Kind)
+		name := report.Printable(step.Kind)
 		if i < len(s.Chain)-1 || len(s.Chain) == 1 {
-			name += " " + shown(step.Name)
+			name += " " + report.Printable(step.Name)
 		}
 		columns := []string{name, string(step.Change), ""}
 		switch {
@@ -139,7 +140,7 @@ func (p *printer) became(s Story, step Step) string {
 		words = append(words, text)
 	}
 	if step.State != "" {
-		words = append(words, shown(step.State))
+		words = append(words, report.Printable(step.State))
 	}
 	return strings.Join(words, " · ")
 }
@@ -151,17 +152,17 @@ func (p *printer) cause(c Cause) []string {
 		columns = append(columns, seconds(c.Trace.RequestSeconds))
 	}
 	if w := c.Who; w != nil {
-		by := "by " + shown(w.User)
+		by := "by " + report.Printable(w.User)
 		if w.Impersonated != "" {
-			by += " as " + shown(w.Impersonated)
+			by += " as " + report.Printable(w.Impersonated)
 		}
 		if agent, _, _ := strings.Cut(w.UserAgent, " "); agent != "" {
-			by += " with " + shown(agent)
+			by += " with " + report.Printable(agent)
 		}
 		columns = append(columns, by)
 	}
 	if c.Why != "" {
-		columns = append([]string{shown(c.Why)}, columns...)
+		columns = append([]string{report.Printable(c.Why)}, columns...)
 	}
 	return columns
 }
@@ -169,30 +170,23 @@ func (p *printer) cause(c Cause) []string {
 // who names a request by what is known of it.
 func who(c Cause) string {
 	if c.Trace != nil && c.Trace.Command != "" {
-		return shown(c.Trace.Command)
+		return report.Printable(c.Trace.Command)
 	}
 	if r := c.Request; r != nil && r.Manager != "" {
-		return shown(r.Manager)
+		return report.Printable(r.Manager)
 	}
 	if c.Who != nil {
-		return shown(c.Who.Verb) + " request"
+		return report.Printable(c.Who.Verb) + " request"
 	}
 	if c.Trace != nil && c.Trace.Request != "" {
-		return shown(c.Trace.Request)
+		return report.Printable(c.Trace.Request)
 	}
 	return "a request"
 }
 
 // node is what a kubelet did at a time.
 func (p *printer) node(w NodeWork) string {
-	text := fmt.Sprintf("%s  %s %s  %s", p.time(&w.Start), w.Service, w.Name, seconds(w.Seconds))
-	if w.Failed {
-		text += "  failed"
-	}
-	if len(w.Slowest) > 0 {
-		text += "  slowest: " + w.Slowest[0].What + " " + seconds(w.Slowest[0].Seconds)
-	}
-	return text + "  trace " + short(w.TraceID)
+	return fmt.Sprintf("%s  %s %s  %s", p.time(&w.Start), w.Service, w.Name, w.Sentence())
 }
 
 // slow is what took long, and of what.
@@ -233,11 +227,11 @@ func (p *printer) made(s Story) {
 			if other.Owner == m.UID {
 				below++
 				if other.Failing {
-					failing = append(failing, "  "+shown(other.Kind+" "+other.Name)+"  "+shown(other.State))
+					failing = append(failing, "  "+report.Printable(other.Kind+" "+other.Name)+"  "+report.Printable(other.State))
 				}
 			}
 		}
-		text := shown(m.Kind + " " + m.Name)
+		text := report.Printable(m.Kind + " " + m.Name)
 		if m.Wanted != nil && *m.Wanted == 0 && below == 0 {
 			continue // a ReplicaSet of before
 		}
@@ -245,7 +239,7 @@ func (p *printer) made(s Story) {
 			text += fmt.Sprintf("  %d of %d Pods", below, *m.Wanted)
 		}
 		if m.State != "" {
-			text += "  " + shown(m.State)
+			text += "  " + report.Printable(m.State)
 		}
 		if m.TraceID != "" && (len(s.Causes) == 0 || m.TraceID != s.Causes[len(s.Causes)-1].TraceID) {
 			text += "  trace " + short(m.TraceID)
@@ -267,7 +261,7 @@ func (p *printer) writer(w Writer) string {
 	if w.Subresource != "" {
 		operation += " " + w.Subresource
 	}
-	return fmt.Sprintf("%s  %s (%s)  %s", p.time(w.At), shown(w.Manager), shown(operation), fieldList(w.Fields, w.FieldSum))
+	return fmt.Sprintf("%s  %s (%s)  %s", p.time(w.At), report.Printable(w.Manager), report.Printable(operation), fieldList(w.Fields, w.FieldSum))
 }
 
 func (p *printer) event(e Event) string {
@@ -275,7 +269,7 @@ func (p *printer) event(e Event) string {
 	if e.Count > 1 {
 		times = fmt.Sprintf(" (%d times)", e.Count)
 	}
-	return fmt.Sprintf("%s  %s %s: %s%s", p.time(e.At), shown(e.Type), shown(e.Reason), shown(e.Message), times)
+	return fmt.Sprintf("%s  %s %s: %s%s", p.time(e.At), report.Printable(e.Type), report.Printable(e.Reason), report.Printable(e.Message), times)
 }
 
 // lines tells the last few of a list.
@@ -297,7 +291,7 @@ func (p *printer) section(heading string, lines []string) {
 		if i > 0 {
 			heading = ""
 		}
-		p.line(pad(heading, 11), "  ", strings.TrimRight(cut(shown(text)), " "))
+		p.line(pad(heading, 11), "  ", strings.TrimRight(cut(report.Printable(text)), " "))
 	}
 }
 
@@ -320,7 +314,7 @@ func (c Carriers) Text(w io.Writer, o TextOptions) error {
 	p := newPrinter(o)
 	where := ""
 	if c.Namespace != "" {
-		where = " in namespace " + shown(c.Namespace)
+		where = " in namespace " + report.Printable(c.Namespace)
 	}
 	if len(c.Objects) == 0 {
 		p.line("no object", where, " carries trace ", c.TraceID)
@@ -347,9 +341,9 @@ func (c Carriers) Text(w io.Writer, o TextOptions) error {
 			return
 		}
 		seen[object.UID] = true
-		name := shown(object.Kind + " " + object.Name)
+		name := report.Printable(object.Kind + " " + object.Name)
 		if c.Namespace == "" && object.Namespace != "" {
-			name = shown(object.Kind + " " + object.Namespace + "/" + object.Name)
+			name = report.Printable(object.Kind + " " + object.Namespace + "/" + object.Name)
 		}
 		remark := ""
 		if object.Earlier {
@@ -407,7 +401,7 @@ func fieldList(fields []string, sum int) string {
 		return ""
 	}
 	if sum <= mostInLine && len(fields) == sum {
-		return shown(strings.Join(fields, ", "))
+		return report.Printable(strings.Join(fields, ", "))
 	}
 	var parts []string
 	for _, field := range fields {
@@ -419,7 +413,7 @@ func fieldList(fields []string, sum int) string {
 			parts = append(parts, part)
 		}
 	}
-	return shown(fmt.Sprintf("%d fields of %s", sum, strings.Join(parts, " and ")))
+	return report.Printable(fmt.Sprintf("%d fields of %s", sum, strings.Join(parts, " and ")))
 }
 
 // after is a time after the first cause.
@@ -444,19 +438,6 @@ func durationText(d time.Duration) string {
 		}
 	}
 	return fmt.Sprintf("%d ms", d.Milliseconds())
-}
-
-// shown keeps what clusters say from steering the terminal, also from turning the direction of writing.
-func shown(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r):
-			return '�'
-		}
-		return r
-	}, s)
 }
 
 // cut ends a text where nobody reads on.

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/explain"
 )
 
 func TestOnlyAnswersThatNameARootAreRead(t *testing.T) {
@@ -157,7 +159,7 @@ func TestTheViewWritesOverItselfOnATerminalAndOnceElsewhere(t *testing.T) {
 	view := View{Out: &screen, Live: true, Size: func() (int, int) { return 200, 24 }, Now: func() time.Time { return now }}
 	view.Show(lines)
 	view.Show(lines)
-	once := "\r\x1b[J… Deployment web  0 of 1 ready\n  … Pod web-1·[2J  pulling image 5s  ErrImagePull: a b\n"
+	once := "\r\x1b[J… Deployment web  0 of 1 ready\n  … Pod web-1�[2J  pulling image 5s  ErrImagePull: a b\n"
 	if want := once + "\x1b[2A" + once; screen.String() != want {
 		t.Errorf("the screen gets\n%q, want\n%q", screen.String(), want)
 	}
@@ -168,7 +170,7 @@ func TestTheViewWritesOverItselfOnATerminalAndOnceElsewhere(t *testing.T) {
 	view.Show(lines)
 	lines[1].State, lines[1].Text, lines[1].Reason = Ready, "ready after 6s", ""
 	view.Show(lines)
-	if want := "… Deployment web  0 of 1 ready\n  … Pod web-1·[2J  pulling image  ErrImagePull: a b\n  ✓ Pod web-1·[2J  ready after 6s\n"; screen.String() != want {
+	if want := "… Deployment web  0 of 1 ready\n  … Pod web-1�[2J  pulling image  ErrImagePull: a b\n  ✓ Pod web-1�[2J  ready after 6s\n"; screen.String() != want {
 		t.Errorf("the log is\n%q, want\n%q", screen.String(), want)
 	}
 	screen.Reset()
@@ -176,5 +178,36 @@ func TestTheViewWritesOverItselfOnATerminalAndOnceElsewhere(t *testing.T) {
 	view.Show(make([]Line, 100))
 	if n := strings.Count(screen.String(), "\n"); n != 3 || !strings.Contains(screen.String(), "… and 98 more") {
 		t.Errorf("%d lines of 100 on a screen of 5:\n%s", n, screen.String())
+	}
+}
+
+func TestALogTellsInTheOrderOfTime(t *testing.T) {
+	pod := func(name string, state State, text string) Line {
+		return Line{Object: "Pod " + name, Depth: 1, State: state, Text: text, Pod: explain.Pod{UID: name}}
+	}
+	var log bytes.Buffer
+	view := View{Out: &log, Now: time.Now}
+	other := Line{Object: "Deployment web", State: Waiting, Text: "0 of 1 ready"}
+	view.Show([]Line{{Object: "Job task", State: Waiting, Text: "0 of 1 complete"}, pod("task-1", Waiting, "starting"), other, pod("web-1", Waiting, "starting")})
+	view.Show([]Line{{Object: "Job task", State: Ready, Text: "1 of 1 complete"}, pod("task-1", Ready, "completed"), other, pod("web-1", Waiting, "starting")})
+	last := []Line{{Object: "Job task", State: Ready, Text: "1 of 1 complete"}, pod("task-1", Ready, "completed"), {Object: "Deployment web", State: Gone, Text: "gone"}}
+	view.Show(last)
+	// What its node did comes later, below the Pod's line again.
+	view.Show(WithNodes(last, []explain.OnNode{{Pod: explain.Pod{UID: "task-1"}, Work: []explain.NodeWork{
+		{TraceID: "0af7651916cd43dd8448eb211c80319c", Service: "kubelet", Name: "syncPod", Seconds: 1.5, Slowest: []explain.Part{{What: "PullImage in containerd", Seconds: 1.2}}},
+		{TraceID: "1af7651916cd43dd8448eb211c80319c", Service: "kubelet", Name: "syncPod", Seconds: 0.02, Failed: true},
+	}}}))
+	if want := `… Job task  0 of 1 complete
+  … Pod task-1  starting
+… Deployment web  0 of 1 ready
+  … Pod web-1  starting
+  ✓ Pod task-1  completed
+✓ Job task  1 of 1 complete
+– Deployment web  gone
+  ✓ Pod task-1  completed
+    ✓ kubelet syncPod  1.5 s  slowest: PullImage in containerd 1.2 s  trace 0af76519…
+    ✗ kubelet syncPod  20 ms  failed  trace 1af76519…
+`; log.String() != want {
+		t.Errorf("the log is\n%s\nwant\n%s", &log, want)
 	}
 }

@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tracehook/tracehook/cmd/tracehook/explain"
+	"github.com/tracehook/tracehook/webhook/cause"
 	"github.com/tracehook/tracehook/webhook/cause/lifecycle"
 )
 
@@ -24,6 +26,8 @@ const (
 	Waiting State = "waiting"
 	Ready   State = "ready"
 	Failed  State = "failed"
+	// Gone is what somebody has deleted before it was seen to be ready.
+	Gone State = "gone"
 )
 
 // Line is what there is to say of one object now. Its texts are others', and may hold anything.
@@ -32,9 +36,10 @@ type Line struct {
 	Object    string // "Pod web-7d9c4-x2k"
 	Depth     int    // 0 for a root
 	State     State
-	Text      string    // "pulling image", "2 of 3 ready"
-	Since     time.Time // since when; zero where it is not known, and for what is over
-	Reason    string    // why it does not go on, in the cluster's words; "" for none
+	Text      string      // "pulling image", "2 of 3 ready"
+	Since     time.Time   // since when; zero where it is not known, and for what is over
+	Reason    string      // why it does not go on, in the cluster's words; "" for none
+	Pod       explain.Pod // of a Pod, what its node is asked for with
 }
 
 func deploymentLine(d *appsv1.Deployment) Line {
@@ -95,6 +100,8 @@ var doing = map[lifecycle.Name]string{
 
 func podLine(pod *corev1.Pod, events []*corev1.Event) Line {
 	line := Line{Namespace: pod.Namespace, Object: "Pod " + pod.Name, State: Waiting}
+	line.Pod = explain.Pod{UID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Created: pod.CreationTimestamp.Time}
+	line.Pod.Cause, _ = cause.Of(pod) // none: it carries none that can be read
 	if pod.Status.Phase == corev1.PodSucceeded {
 		line.State, line.Text = Ready, "completed"
 		return line
@@ -155,6 +162,27 @@ func reasonOf(f lifecycle.Failure) string {
 
 // seconds is a duration as a person says it.
 func seconds(d time.Duration) string { return max(d, 0).Round(time.Second).String() }
+
+// WithNodes puts what nodes did below the lines of their Pods.
+func WithNodes(lines []Line, found []explain.OnNode) []Line {
+	var all []Line
+	for _, l := range lines {
+		all = append(all, l)
+		for _, o := range found {
+			if l.Pod.UID == "" || o.Pod.UID != l.Pod.UID {
+				continue
+			}
+			for _, w := range o.Work {
+				below := Line{Namespace: l.Namespace, Object: w.Service + " " + w.Name, Depth: l.Depth + 1, State: Ready, Text: w.Sentence()}
+				if w.Failed {
+					below.State = Failed
+				}
+				all = append(all, below)
+			}
+		}
+	}
+	return all
+}
 
 // newest is the UID of the ReplicaSet that a Deployment rolls out, of those that it owns.
 func newest(d *appsv1.Deployment, sets []appsv1.ReplicaSet) (uid string) {

@@ -36,9 +36,9 @@ type Options struct {
 // ErrFailed says that something that was followed has failed.
 var ErrFailed = errors.New("it has failed")
 
-// Until looks at the roots until each is ready or has failed. Its error is nil when all are ready,
-// wraps ErrFailed when one has failed, and the context's error when that ended first; the two
-// name the object and the reason. lines are the last that were seen.
+// Until looks at the roots until each is ready, has failed or is gone. Its error wraps ErrFailed
+// when one has failed, and the context's error when that ended first; the two name the object
+// and the reason. Else it is nil. lines are the last that were seen.
 func Until(ctx context.Context, roots []Root, o Options) (lines []Line, err error) {
 	if o.Every == 0 {
 		o.Every = time.Second
@@ -57,13 +57,20 @@ func Until(ctx context.Context, roots []Root, o Options) (lines []Line, err erro
 		}
 		clients[root.Config] = client
 	}
+	was := make([]bool, len(roots)) // ready at some time
 	ticker := time.NewTicker(o.Every)
 	defer ticker.Stop()
 	for failures := 0; ; {
 		var now []Line
 		var lookErr error
-		for _, root := range roots {
+		for i, root := range roots {
 			found, err := look(ctx, clients[root.Config], root)
+			if len(found) > 0 {
+				if was[i] && found[0].State == Gone {
+					found[0].State, found[0].Text = Ready, "was ready, and is gone"
+				}
+				was[i] = was[i] || found[0].State == Ready
+			}
 			now = append(now, found...)
 			if err != nil {
 				lookErr = fmt.Errorf("look at %s %s: %w", root.kind(), root.Name, err)
@@ -178,7 +185,7 @@ func look(ctx context.Context, client kubernetes.Interface, root Root) ([]Line, 
 	}
 	switch {
 	case apierrors.IsNotFound(err):
-		return []Line{{Namespace: root.Namespace, Object: root.kind() + " " + root.Name, State: Ready, Text: "gone"}}, nil
+		return []Line{{Namespace: root.Namespace, Object: root.kind() + " " + root.Name, State: Gone, Text: "gone"}}, nil
 	case err != nil:
 		return nil, err
 	case selector == nil:

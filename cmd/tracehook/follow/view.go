@@ -9,7 +9,8 @@ import (
 	"io"
 	"strings"
 	"time"
-	"unicode"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
 )
 
 // View draws lines.
@@ -55,16 +56,51 @@ func (v *View) say(lines []Line) {
 	if v.said == nil {
 		v.said = map[string]string{}
 	}
-	for _, l := range lines {
-		text, object := v.text(l, false), l.Namespace+"/"+l.Object
-		if v.said[object] != text {
-			v.said[object] = text
-			fmt.Fprintln(v.Out, text)
+	for len(lines) > 0 {
+		end := 1
+		for end < len(lines) && lines[end].Depth > 0 {
+			end++
 		}
+		root, below := lines[:1], lines[1:end]
+		// A log tells in the order of time: a root is over because its Pods are.
+		if _, known := v.said[key(root[0])]; known && root[0].State != Waiting {
+			root, below = below, root
+		}
+		v.sayChanged(root)
+		v.sayChanged(below)
+		lines = lines[end:]
 	}
 }
 
-var marks = map[State]string{Waiting: "…", Ready: "✓", Failed: "✗"}
+func (v *View) sayChanged(lines []Line) {
+	pod := "" // whose line is not the last that was said
+	for _, l := range lines {
+		text := v.text(l, false)
+		switch changed := v.said[key(l)] != text; {
+		case !changed && l.Pod.UID != "":
+			pod = text
+			continue
+		case !changed:
+			continue
+		case l.Pod.UID == "" && pod != "":
+			fmt.Fprintln(v.Out, pod)
+		}
+		pod = ""
+		v.said[key(l)] = text
+		fmt.Fprintln(v.Out, text)
+	}
+}
+
+// key is what a line is about: of what a node did there may be several.
+func key(l Line) string {
+	about := l.Namespace + "/" + l.Object
+	if l.Depth > 1 || l.Depth == 1 && l.Pod.UID == "" {
+		about += "/" + l.Text
+	}
+	return about
+}
+
+var marks = map[State]string{Waiting: "…", Ready: "✓", Failed: "✗", Gone: "–"}
 
 // text is one line: how it stands, what it is, what it does, for how long and why not.
 func (v *View) text(l Line, clock bool) string {
@@ -75,20 +111,7 @@ func (v *View) text(l Line, clock bool) string {
 	if l.Reason != "" {
 		text += "  " + l.Reason
 	}
-	return Printable(text)
-}
-
-// Printable makes the text of others safe for a terminal.
-func Printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n', r == '\t', r == '\r':
-			return ' '
-		case !unicode.IsPrint(r):
-			return '·'
-		}
-		return r
-	}, text)
+	return report.Printable(text)
 }
 
 func clipTo(text string, columns int) string {

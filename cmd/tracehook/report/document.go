@@ -15,9 +15,11 @@
 //	trace      {trace_id, start, duration_us, services, spans}
 //	services   [{name, spans, self_us}]      self_us: time in which no child ran
 //	spans      in the order of the tree, parents first:
-//	           {span_id, parent_id, depth, lost, service, scope, scope_version,
-//	            name, kind, object, start, offset_us, duration_us, critical_us,
-//	            status, status_message, attributes, events, links, resource}
+//	           {span_id, parent_id, trace_id, depth, lost, service, scope,
+//	            scope_version, name, kind, object, start, offset_us, duration_us,
+//	            critical_us, status, status_message, attributes, events, links,
+//	            resource}
+//	trace_id   of a span of another trace, such as a kubelet's, that is shown here
 //	object     the Kubernetes object that it is about, "configmaps/hello in default"
 //	critical_us  how much of it is on the critical path
 //	lost       "missing" or "cycle" for a span without its parent
@@ -91,6 +93,7 @@ type (
 	documentSpan struct {
 		ID            string          `json:"span_id"`
 		ParentID      string          `json:"parent_id,omitempty"`
+		TraceID       string          `json:"trace_id,omitempty"`
 		Depth         int             `json:"depth"`
 		Lost          string          `json:"lost,omitempty"`
 		Service       string          `json:"service"`
@@ -142,7 +145,7 @@ func newDocument(r Report) document {
 			Facts: documentFacts(s.Facts),
 		}
 		if s.Trace != nil {
-			section.Trace = newDocumentTrace(newLayout(*s.Trace, false))
+			section.Trace = newDocumentTrace(newLayout(*s.Trace, filtersAsTheyAre))
 		}
 		for _, c := range s.Counters {
 			section.Counters = append(section.Counters, documentCounter{c.Name, c.Before, c.After, c.Delta(), c.Meaning})
@@ -167,7 +170,7 @@ func newDocumentTrace(l layout) *documentTrace {
 	}
 	for _, r := range l.Rows {
 		span := documentSpan{
-			ID: r.ID, ParentID: r.ParentID, Depth: r.Depth,
+			ID: r.ID, ParentID: r.ParentID, TraceID: r.TraceID, Depth: r.Depth,
 			Lost:    map[tracestore.Lost]string{tracestore.ParentMissing: "missing", tracestore.ParentCycle: "cycle"}[r.Lost],
 			Service: r.Service, Scope: r.Scope, ScopeVersion: r.ScopeVersion, Name: r.Name, Kind: r.Kind, Object: r.Object,
 			Start: r.Start.UTC(), Offset: r.Offset.Microseconds(), Duration: r.Duration.Microseconds(), Critical: r.CriticalTime.Microseconds(),

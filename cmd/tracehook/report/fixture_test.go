@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 )
 
 var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
@@ -16,7 +17,7 @@ var update = flag.Bool("update", false, "write the golden files instead of compa
 // demo is a report as the demo makes it: a request that worked, one whose
 // webhook could not be called, and the counters of both.
 func demo(t testing.TB) Report {
-	worked, refused := recorded(t, "configmap"), recorded(t, "refused")
+	worked, refused := recorded.Trace(t, "configmap"), recorded.Trace(t, "refused")
 	return Report{
 		Title:     "One kubectl create, one trace",
 		Summary:   "Every step of a request, from the client through the API server and the webhook to etcd, and what the API server counted meanwhile.",
@@ -51,20 +52,6 @@ func demo(t testing.TB) Report {
 			},
 		},
 	}
-}
-
-func recorded(t testing.TB, name string) tracestore.Trace {
-	t.Helper()
-	f, err := os.Open(filepath.Join("..", "tracestore", "testdata", name+".json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	trace, err := tracestore.Decode(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return trace
 }
 
 // made builds a trace from "id<parent id<parent …". Each span starts a

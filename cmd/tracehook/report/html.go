@@ -105,6 +105,8 @@ type (
 		Colour                   int
 		Level, Position, SetSize int
 		Below                    int      // spans below this one
+		Folds                    bool     // it is no span: the API server's filters are below it, closed at first
+		OfTrace                  string   // of a span of another trace: which, and whose it is
 		Guides, Beside           []string // the lines in the first line of the row and in others
 		Deeper                   bool     // than the guides show
 		Bar                      pageBar
@@ -129,7 +131,7 @@ func newPage(r Report) page {
 	for i, s := range r.Sections {
 		section := pageSection{Section: s, ID: "section-" + strconv.Itoa(i+1), Paragraphs: paragraphs(s.Text)}
 		if s.Trace != nil {
-			l := newLayout(*s.Trace, false)
+			l := newLayout(*s.Trace, filtersBelowLine)
 			for _, service := range l.Services {
 				if _, known := colours[service.Name]; !known {
 					colours[service.Name] = len(colours)
@@ -168,7 +170,7 @@ func policyHash(text string) string {
 func newPageTrace(section int, l layout, colours map[string]int) *pageTrace {
 	t := &pageTrace{
 		ID: "trace-" + strconv.Itoa(section+1), TraceID: l.Trace.ID, Section: section,
-		Duration: formatDuration(l.Total), Spans: count(len(l.Rows), "span"), Start: stamp(l.Start),
+		Duration: formatDuration(l.Total), Spans: count(len(l.Trace.Spans), "span"), Start: stamp(l.Start),
 	}
 	if l.Errors > 0 {
 		t.Errors = count(l.Errors, "error")
@@ -193,8 +195,8 @@ func newPageTrace(section int, l layout, colours map[string]int) *pageTrace {
 		}
 		t.Ticks = append(t.Ticks, pageTick{X: percent(x), Label: formatTick(at, step, l.Total), Anchor: anchor, Odd: i%2 == 1})
 	}
-	for i, r := range l.Rows {
-		t.Rows = append(t.Rows, newPageRow(t.ID, i, r, l, colours[r.Service]%palette))
+	for _, r := range l.Rows {
+		t.Rows = append(t.Rows, newPageRow(t.ID, r, l, colours[r.Service]%palette))
 	}
 	return t
 }
@@ -223,9 +225,9 @@ func shares(services []service, colours map[string]int) []pageService {
 	return out
 }
 
-func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
+func newPageRow(trace string, r row, l layout, colour int) pageRow {
 	out := pageRow{
-		ID: trace + "-" + strconv.Itoa(i), Index: i, Service: r.Service, Name: r.Name, Object: r.Object, Colour: colour,
+		ID: trace + "-" + strconv.Itoa(r.Place), Index: r.Place, Folds: r.Folds, OfTrace: beside(r), Service: r.Service, Name: r.Name, Object: r.Object, Colour: colour,
 		Duration: spanDuration(r.Span), Offset: formatDuration(r.Offset),
 		Level: r.Depth + 1, Position: r.Position, SetSize: r.SetSize, Below: r.Below,
 		Bar:     bar(r.From, r.To),
@@ -234,6 +236,9 @@ func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
 	}
 	if out.Name == "" {
 		out.Name = "(no name)"
+	}
+	if out.Folds {
+		out.ID += "-filters"
 	}
 	if r.Kind != tracestore.KindInternal {
 		out.Kind = r.Kind
@@ -266,6 +271,9 @@ func newPageRow(trace string, i int, r row, l layout, colour int) pageRow {
 	out.Label += fmt.Sprintf(", %s, starts at %s", out.Duration, out.Offset)
 	if out.Object != "" {
 		out.Label += ", about " + out.Object
+	}
+	if r.Beside {
+		out.Label += ", of trace " + r.TraceID
 	}
 	if r.CriticalTime > 0 {
 		out.Label += ", on the critical path for " + formatDuration(r.CriticalTime)

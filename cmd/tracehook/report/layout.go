@@ -22,7 +22,9 @@ type layout struct {
 	Errors   int             // spans with status error
 	Lost     int             // spans without their parent
 
-	critical map[*tracestore.Span][]interval
+	critical, working map[*tracestore.Span][]interval
+	places            map[*tracestore.Span]int              // of the spans, in the order of the tree
+	chains            map[*tracestore.Span]*tracestore.Span // the first filter that a row stands for
 }
 
 // row is one span and where it goes.
@@ -44,6 +46,9 @@ type row struct {
 	Critical     []part
 	CriticalTime time.Duration
 	Object       string // the Kubernetes object that the span is about; "" for none
+	Place        int    // of the span in the order of the tree, from 0, whatever is folded
+	Folds        bool   // it is no span, but stands for the filters from Place on
+	Beside       bool   // its trace is another one than its parent's
 }
 
 // part is a piece of the time axis, from 0 to 1 like row.From.
@@ -71,9 +76,12 @@ type service struct {
 	Self time.Duration
 }
 
-// newLayout lays out every span. Folded: the API server's filters are one row.
-func newLayout(trace tracestore.Trace, folded bool) layout {
-	l := layout{Trace: trace}
+// newLayout lays out every span.
+func newLayout(trace tracestore.Trace, how filters) layout {
+	l := layout{
+		Trace: trace, critical: map[*tracestore.Span][]interval{}, working: map[*tracestore.Span][]interval{},
+		places: map[*tracestore.Span]int{}, chains: map[*tracestore.Span]*tracestore.Span{},
+	}
 	if len(trace.Spans) == 0 {
 		return l
 	}
@@ -95,10 +103,11 @@ func newLayout(trace tracestore.Trace, folded bool) layout {
 		if i == 0 { // the others are lost, or another story
 			l.critical = criticalPath(root)
 		}
-		if folded {
-			root = foldFilters(root)
+		root.Walk(func(n *tracestore.Node, _ int) { l.places[n.Span], l.working[n.Span] = len(l.places), working(n) })
+		if how != filtersAsTheyAre {
+			root = l.foldFilters(root, how)
 		}
-		l.add(root, nil, 0, i+1, len(forest))
+		l.add(root, nil, nil, 0, i+1, len(forest))
 	}
 
 	places := make(map[string]int)
@@ -111,7 +120,7 @@ func newLayout(trace tracestore.Trace, folded bool) layout {
 				l.Services = append(l.Services, service{Name: n.Span.Service})
 			}
 			l.Services[at].Spans++
-			for _, w := range working(n) {
+			for _, w := range l.working[n.Span] {
 				l.Services[at].Self += w.to.Sub(w.from)
 			}
 			if n.Span.Status == tracestore.StatusError {
@@ -126,7 +135,7 @@ func newLayout(trace tracestore.Trace, folded bool) layout {
 }
 
 // add appends the row of n and the rows below it, and returns how many those are.
-func (l *layout) add(n *tracestore.Node, guides []guide, depth, position, setSize int) int {
+func (l *layout) add(n, above *tracestore.Node, guides []guide, depth, position, setSize int) int {
 	at := len(l.Rows)
 	offset := n.Span.Start.Sub(l.Start)
 	l.Rows = append(l.Rows, row{
@@ -136,7 +145,12 @@ func (l *layout) add(n *tracestore.Node, guides []guide, depth, position, setSiz
 		Offset: offset, Object: objectOf(n.Span),
 		From: l.fraction(offset), To: l.fraction(offset + n.Span.Duration),
 	})
-	for _, w := range working(n) {
+	l.Rows[at].Place = l.places[n.Span]
+	if first := l.chains[n.Span]; first != nil {
+		l.Rows[at].Place, l.Rows[at].Folds = l.places[first], true
+	}
+	l.Rows[at].Beside = n.Span.TraceID != "" && (above == nil || above.Span.TraceID != n.Span.TraceID)
+	for _, w := range l.working[n.Span] {
 		l.Rows[at].Working = append(l.Rows[at].Working, part{l.fraction(w.from.Sub(l.Start)), l.fraction(w.to.Sub(l.Start))})
 	}
 	for _, w := range l.critical[n.Span] {
@@ -164,7 +178,10 @@ func (l *layout) add(n *tracestore.Node, guides []guide, depth, position, setSiz
 			}
 			lines = append(lines, last)
 		}
-		below += 1 + l.add(child, lines, depth+1, i+1, len(n.Children))
+		if l.chains[child.Span] == nil { // a row that stands for others is no span
+			below++
+		}
+		below += l.add(child, n, lines, depth+1, i+1, len(n.Children))
 	}
 	l.Rows[at].Below = below
 	return below

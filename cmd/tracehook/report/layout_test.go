@@ -9,11 +9,12 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 )
 
 func TestALayoutHasARowPerSpanInTreeOrder(t *testing.T) {
 	draw := map[guide]string{guideBlank: " ", guideDown: "│", guideFork: "├", guideLast: "└"}
-	l := newLayout(made("a b<a c<b d<b e<a f"), false)
+	l := newLayout(made("a b<a c<b d<b e<a f"), filtersAsTheyAre)
 	var got []string
 	for _, r := range l.Rows {
 		line := ""
@@ -70,7 +71,7 @@ func TestWorkingIsWhatTheChildrenLeave(t *testing.T) {
 }
 
 func TestTheServicesShareTheWholeTime(t *testing.T) {
-	l := newLayout(recorded(t, "configmap"), false)
+	l := newLayout(recorded.Trace(t, "configmap"), filtersAsTheyAre)
 	var names []string
 	var sum time.Duration
 	spans := 0

@@ -39,7 +39,7 @@ func Markdown(w io.Writer, r Report) error {
 		writeFacts(&b, s.Facts)
 		if s.Trace != nil {
 			var tree strings.Builder
-			_ = Tree(&tree, *s.Trace, TreeOptions{}) // a Builder takes everything
+			_ = Tree(&tree, *s.Trace, TreeOptions{FoldFilters: true}) // a Builder takes everything
 			writeBlock(&b, "text", tree.String())
 		}
 		writeCounters(&b, s.Counters)

@@ -81,7 +81,7 @@
 			["scope", [span.scope, span.scope_version].filter(Boolean).join(" ") || "unset"],
 			["span id", span.span_id],
 			["parent id", span.parent_id ? span.parent_id + (span.lost === "missing" ? " (did not arrive)" : "") : "none, it is a root"],
-			["trace id", trace.trace_id],
+			["trace id", span.trace_id || trace.trace_id],
 		])));
 		groups.append(group("Resource", table([["service.name", span.service], ...Object.entries(span.resource || {})])));
 		const box = element("div", "details", head, groups);
@@ -101,7 +101,8 @@
 
 	const show = (grid) => {
 		const trace = data.sections[Number(grid.dataset.section)].trace;
-		const rows = [...grid.querySelectorAll(".row[data-span]")];
+		const rows = [...grid.querySelectorAll(".row:not(.head)")];
+		const spans = rows.filter((row) => row.dataset.span);
 		const level = (row) => Number(row.getAttribute("aria-level"));
 		const shown = () => rows.filter((row) => !row.hidden);
 
@@ -140,7 +141,9 @@
 			refresh();
 		};
 
+		// A row that stands for others has no span: it opens and closes, and is known by the one below it.
 		const spanOf = (row) => trace.spans[Number(row.dataset.span)];
+		const keyOf = (row) => row.dataset.span ? spanOf(row).span_id : `above ${spanOf(rows[rows.indexOf(row) + 1]).span_id}`;
 		const reveal = (row) => {
 			for (let above = parentOf(row); above; above = parentOf(above)) if (foldable(above)) above.setAttribute("aria-expanded", "true");
 			refresh();
@@ -154,12 +157,16 @@
 		};
 
 		const toggle = (row, open = !row.classList.contains("open")) => {
+			if (!row.dataset.span) {
+				fold(row, !expanded(row));
+				return;
+			}
 			const box = row.querySelector(".details");
 			if (!open) {
 				if (box) box.remove();
 				row.removeAttribute("aria-details");
 			} else if (!box) {
-				const made = details(trace.spans[Number(row.dataset.span)], trace);
+				const made = details(spanOf(row), trace);
 				made.id = `${row.id}-details`;
 				row.setAttribute("aria-details", made.id);
 				row.append(made);
@@ -168,7 +175,7 @@
 		};
 
 		grid.addEventListener("click", (event) => {
-			const row = event.target.closest(".row[data-span]");
+			const row = event.target.closest(".row:not(.head)");
 			if (!row || event.target.closest(".details, a")) return;
 			visit(row, true);
 			if (event.target.closest(".fold")) fold(row, !expanded(row));
@@ -194,7 +201,7 @@
 				else visit(parent(row), true);
 				break;
 			case "Enter": case " ": toggle(row); break;
-			case "Escape": toggle(row, false); break;
+			case "Escape": if (row.dataset.span) toggle(row, false); break;
 			default: return;
 			}
 			event.preventDefault();
@@ -218,12 +225,12 @@
 			const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
 			grid.classList.toggle("searched", words.length > 0);
 			let hits = 0;
-			for (const row of rows) {
+			for (const row of spans) {
 				const hit = words.length > 0 && matches(spanOf(row), words);
 				row.classList.toggle("hit", hit);
 				if (hit) hits++;
 			}
-			found.textContent = words.length ? `${hits} of ${rows.length}` : "";
+			found.textContent = words.length ? `${hits} of ${spans.length}` : "";
 		};
 		input.addEventListener("input", search);
 		input.addEventListener("keydown", (event) => {
@@ -248,24 +255,25 @@
 		});
 
 		const before = kept.get(trace.trace_id);
+		for (const row of rows) {
+			const known = before && before.known.has(keyOf(row));
+			if (foldable(row) && (known ? before.folded.has(keyOf(row)) : !row.dataset.span)) row.setAttribute("aria-expanded", "false");
+		}
+		refresh();
 		if (before) {
-			for (const row of rows) {
-				const id = spanOf(row).span_id;
-				if (before.folded.has(id) && foldable(row)) row.setAttribute("aria-expanded", "false");
-				if (before.open.has(id)) toggle(row, true);
-			}
+			for (const row of spans) if (before.open.has(keyOf(row))) toggle(row, true);
 			input.value = before.search;
 			search();
 			if (before.critical) tools.querySelector("[data-do=critical]").click();
-			refresh();
-			const row = rows.find((row) => spanOf(row).span_id === before.current);
+			const row = rows.find((row) => keyOf(row) === before.current);
 			if (row && !row.hidden) visit(row, before.focused === "row");
 			if (before.focused === "search") input.focus();
 		}
 		return () => kept.set(trace.trace_id, {
-			folded: new Set(rows.filter((row) => foldable(row) && !expanded(row)).map((row) => spanOf(row).span_id)),
-			open: new Set(rows.filter((row) => row.classList.contains("open")).map((row) => spanOf(row).span_id)),
-			search: input.value, critical: grid.classList.contains("only-critical"), current: spanOf(current).span_id,
+			known: new Set(rows.map(keyOf)),
+			folded: new Set(rows.filter((row) => foldable(row) && !expanded(row)).map(keyOf)),
+			open: new Set(rows.filter((row) => row.classList.contains("open")).map(keyOf)),
+			search: input.value, critical: grid.classList.contains("only-critical"), current: keyOf(current),
 			focused: document.activeElement === input ? "search" : grid.contains(document.activeElement) ? "row" : "",
 		});
 	};

@@ -45,7 +45,11 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 	}
 	columns = max(columns, minTerminal)
 
-	l := newLayout(t, o.FoldFilters)
+	how := filtersAsTheyAre
+	if o.FoldFilters {
+		how = filtersOneLine
+	}
+	l := newLayout(t, how)
 	if len(l.Rows) == 0 {
 		_, err := fmt.Fprintf(w, "(no span has arrived)\n")
 		return err
@@ -54,7 +58,7 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 	// The duration is never cut. What is left goes to the names first, then to the bars.
 	services, names, durations, depth := len("SERVICE"), len("SPAN"), len("DURATION"), 0
 	for _, r := range l.Rows {
-		services = max(services, cells(printable(r.Service)))
+		services = max(services, cells(Printable(r.Service)))
 		names = max(names, 2*r.Depth+cells(nameAndMark(r)))
 		durations = max(durations, cells(spanDuration(r.Span)))
 		depth = max(depth, r.Depth)
@@ -106,16 +110,19 @@ func Tree(w io.Writer, t tracestore.Trace, o TreeOptions) error {
 			bar = strings.Repeat(" ", gap) + p.service(strings.TrimRight(drawBar(r.From, r.To, bars), " "), colour)
 		}
 		line(
-			p.service(pad(shorten(printable(r.Service), services), services), colour), strings.Repeat(" ", gap),
+			p.service(pad(shorten(Printable(r.Service), services), services), colour), strings.Repeat(" ", gap),
 			p.dim(lines), name, strings.Repeat(" ", gap),
 			padLeft(spanDuration(r.Span), durations), bar,
 		)
+		// A note goes under the name and may use the rest of the line.
+		lead := services + gap + cells(lines) + 2
 		for _, note := range notes(r) {
-			// A note goes under the name and may use the rest of the line.
-			lead := services + gap + cells(lines) + 2
 			for _, text := range wrap(note, columns-lead) {
 				line(strings.Repeat(" ", lead), p.fault(text))
 			}
+		}
+		for _, text := range wrap(beside(r), columns-lead) {
+			line(strings.Repeat(" ", lead), p.dim(text))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -162,7 +169,7 @@ func colourOrder(first []string, l layout) map[string]int {
 // nameAndMark is the span's name, after a mark that needs no colour if
 // something is wrong with the span.
 func nameAndMark(r row) string {
-	name := printable(r.Name)
+	name := Printable(r.Name)
 	if name == "" {
 		name = "(no name)"
 	}
@@ -180,7 +187,7 @@ func nameAndMark(r row) string {
 func notes(r row) []string {
 	var notes []string
 	if r.Status == tracestore.StatusError && r.StatusMessage != "" {
-		notes = append(notes, printable(r.StatusMessage))
+		notes = append(notes, Printable(r.StatusMessage))
 	}
 	if text := lostText(r.Lost, r.ParentID); text != "" {
 		notes = append(notes, text)
@@ -188,12 +195,24 @@ func notes(r row) []string {
 	return notes
 }
 
+// beside says where a span of another trace is from, and whose it is.
+func beside(r row) string {
+	if !r.Beside {
+		return ""
+	}
+	text := "trace " + Printable(r.TraceID)
+	if r.Object != "" {
+		text = Printable(r.Object) + ", " + text
+	}
+	return text
+}
+
 func lostText(lost tracestore.Lost, parent string) string {
 	switch lost {
 	case tracestore.ParentMissing:
-		return "its parent span " + printable(parent) + " did not arrive"
+		return "its parent span " + Printable(parent) + " did not arrive"
 	case tracestore.ParentCycle:
-		return "its parent span " + printable(parent) + " is also below it"
+		return "its parent span " + Printable(parent) + " is also below it"
 	default:
 		return ""
 	}
@@ -256,21 +275,6 @@ func (p painter) fault(text string) string { return p.paint("1;31", text) }
 func (p painter) service(text string, n int) string {
 	codes := [...]string{"35", "34", "33", "36", "32", "95", "94", "96"}
 	return p.paint(codes[n%len(codes)], text)
-}
-
-// printable makes text safe for a terminal: a span's name comes from anywhere
-// and might hold escape sequences or line breaks.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t' || r == '\r':
-			return ' '
-		case !unicode.IsPrint(r) || r == unicode.ReplacementChar:
-			return '·'
-		default:
-			return r
-		}
-	}, text)
 }
 
 // cells is how many columns of a terminal a text takes.

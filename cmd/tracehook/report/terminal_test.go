@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 )
 
 func TestTheTreeShowsServiceSpanAndDurationInOrder(t *testing.T) {
-	golden(t, "configmap.txt", tree(t, recorded(t, "configmap"), TreeOptions{}))
-	golden(t, "refused.txt", tree(t, recorded(t, "refused"), TreeOptions{}))
-	golden(t, "folded.txt", tree(t, recorded(t, "configmap"), TreeOptions{FoldFilters: true}))
-	golden(t, "narrow.txt", tree(t, recorded(t, "refused"), TreeOptions{Width: 60}))
+	golden(t, "configmap.txt", tree(t, recorded.Trace(t, "configmap"), TreeOptions{}))
+	golden(t, "refused.txt", tree(t, recorded.Trace(t, "refused"), TreeOptions{}))
+	golden(t, "folded.txt", tree(t, recorded.Trace(t, "configmap"), TreeOptions{FoldFilters: true}))
+	golden(t, "narrow.txt", tree(t, recorded.Trace(t, "refused"), TreeOptions{Width: 60}))
 }
 
 // Only what is certainly one of the API server's filters, has no error to tell and stands in a row is folded.
@@ -57,7 +58,7 @@ func TestTheTreeFitsItsWidth(t *testing.T) {
 	deep = strings.Replace(deep, "<b ", "<a ", 1)
 	wide := made("root 要求を処理する要求を処理する要求を処理する<root e\u0301te\u0301<root")
 	wide.Spans[1].Service = strings.Repeat("調", 30)
-	for _, trace := range []tracestore.Trace{recorded(t, "configmap"), recorded(t, "refused"), made(deep), wide} {
+	for _, trace := range []tracestore.Trace{recorded.Trace(t, "configmap"), recorded.Trace(t, "refused"), made(deep), wide} {
 		for _, columns := range []int{0, 1, 40, 41, 57, 80, 100, 200} {
 			limit := max(columns, 40)
 			if columns == 0 {
@@ -102,13 +103,13 @@ func TestTheTreePassesNoControlCharactersOn(t *testing.T) {
 	if strings.ContainsAny(text, "\x1b\a\u202e\u009b") {
 		t.Errorf("control characters came through: %q", text)
 	}
-	if !strings.Contains(text, "·[31mred line·") {
+	if !strings.Contains(text, "�[31mred line�") {
 		t.Errorf("the name is not readable any more: %q", text)
 	}
 }
 
 func TestColoursAddNothingButColours(t *testing.T) {
-	trace := recorded(t, "refused")
+	trace := recorded.Trace(t, "refused")
 	plain := tree(t, trace, TreeOptions{})
 	if strings.Contains(plain, "\x1b") {
 		t.Error("the plain tree has escape sequences")
@@ -121,7 +122,7 @@ func TestColoursAddNothingButColours(t *testing.T) {
 		t.Errorf("without its colours the tree is\n%s\nwant\n%s", got, plain)
 	}
 	// etcd is the third service of this trace, but the fourth of the other one.
-	first := tree(t, recorded(t, "configmap"), TreeOptions{Colour: true})
+	first := tree(t, recorded.Trace(t, "configmap"), TreeOptions{Colour: true})
 	second := tree(t, trace, TreeOptions{Colour: true, Services: []string{"kubectl", "apiserver", "tracehook", "etcd"}})
 	const etcd = "\x1b[36metcd"
 	if !strings.Contains(first, etcd) || !strings.Contains(second, etcd) {

@@ -18,7 +18,7 @@ import (
 )
 
 func TestWaitAsksUntilTheTraceIsComplete(t *testing.T) {
-	whole, err := os.ReadFile("testdata/configmap.json")
+	whole, err := os.ReadFile("recorded/configmap.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestWaitReturnsWhatArrivedAndTheLastReason(t *testing.T) {
 	jaeger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case asked <- struct{}{}:
-			http.ServeFile(w, r, "testdata/configmap.json")
+			http.ServeFile(w, r, "recorded/configmap.json")
 		default: // the second question hangs until it is given up
 			<-r.Context().Done()
 		}

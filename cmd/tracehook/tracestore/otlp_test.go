@@ -4,7 +4,6 @@ import (
 	"errors"
 	"maps"
 	"math"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -12,10 +11,11 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 )
 
 func TestARecordedTraceDecodesIntoOneTree(t *testing.T) {
-	trace := recorded(t, "testdata/configmap.json")
+	trace := recorded.Trace(t, "configmap")
 	if want := "0af7651916cd43dd8448eb211c80319c"; trace.ID != want {
 		t.Errorf("trace id is %s, want %s", trace.ID, want)
 	}
@@ -247,20 +247,6 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
-}
-
-func recorded(t *testing.T, path string) tracestore.Trace {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	trace, err := tracestore.Decode(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return trace
 }
 
 func TestAnAnswerOfEmptyObjectsIsRefused(t *testing.T) {

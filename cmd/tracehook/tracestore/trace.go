@@ -55,6 +55,8 @@ type Span struct {
 	Status        string
 	StatusMessage string
 	Resource      map[string]any // without service.name, which is Service
+	// TraceID is set where the span is of another trace than the one that it is in (Trace.Hang).
+	TraceID string
 }
 
 // End is when the span ended.

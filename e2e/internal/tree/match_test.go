@@ -3,13 +3,13 @@ package tree_test
 import (
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
+	"github.com/tracehook/tracehook/cmd/tracehook/tracestore/recorded"
 	"github.com/tracehook/tracehook/e2e/internal/tree"
 )
 
@@ -51,13 +51,13 @@ func notEmpty(v any) error {
 }
 
 func TestTheWholeChainMatches(t *testing.T) {
-	if err := tree.Match(recorded(t), theChain()); err != nil {
+	if err := tree.Match(recorded.Trace(t, "configmap"), theChain()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestADescendantMayBeAnywhereBelow(t *testing.T) {
-	trace := recorded(t)
+	trace := recorded.Trace(t, "configmap")
 	below := tree.Want{Name: "kubectl create", Children: []tree.Want{{Name: "mutate trace-context", Descendant: true}}}
 	if err := tree.Match(trace, below); err != nil {
 		t.Error(err)
@@ -163,7 +163,7 @@ func TestAMismatchNamesTheNearestSpanAndWhatDiffers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := tree.Match(recorded(t), c.want)
+			err := tree.Match(recorded.Trace(t, "configmap"), c.want)
 			if err == nil {
 				t.Fatal("it matches")
 			}
@@ -250,20 +250,6 @@ func TestAHopelessSearchEndsSoon(t *testing.T) {
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %s", took)
 	}
-}
-
-func recorded(t *testing.T) tracestore.Trace {
-	t.Helper()
-	f, err := os.Open("../../../cmd/tracehook/tracestore/testdata/configmap.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	trace, err := tracestore.Decode(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return trace
 }
 
 // made builds a trace of service s from "id<parent id<parent …"; a span is
