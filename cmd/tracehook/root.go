@@ -70,7 +70,7 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath()))
 	})
-	root.AddCommand(newServeCommand(), newProbeCommand(), newTraceCommand(), newShowCommand(), newExplainCommand(), newLifecycleCommand(), newCertsCommand(), newVersionCommand())
+	root.AddCommand(newServeCommand(), newProbeCommand(), newTraceCommand(), newShowCommand(), newExplainCommand(), newCheckCommand(), newLifecycleCommand(), newCertsCommand(), newVersionCommand())
 	return root
 }
 

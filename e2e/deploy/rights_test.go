@@ -149,6 +149,16 @@ func TestEachServiceAccountHasTheRightsThatItNeedsAndNoOthers(t *testing.T) {
 				slices.Concat(lineage, readiness, theSecrets, bundles, apiServers, []string{"get /metrics", "get,update leases.coordination.k8s.io/tracehook-certs tracehook-system", "patch,delete leases.coordination.k8s.io/tracehook-lifecycle tracehook-system"})},
 			{"tracehook", slices.Concat(lineage, authority, reviews), objects},
 		}},
+		{[]string{"certs-managed", "check"}, []account{
+			{"tracehook-check", []string{ // creates as a dry run alone: e2e/check
+				"list mutatingwebhookconfigurations.admissionregistration.k8s.io", "list namespaces", "list nodes", "list endpointslices.discovery.k8s.io default", "get /metrics",
+				"create pods default", "create pods tracehook-system", "create deployments.apps default", "create deployments.apps tracehook-system",
+				"create pods/exec tracehook-system", // which stands for a Pod of that name here
+				"list pods tracehook-system", "get services tracehook-system", "list deployments.apps tracehook-system", "list networkpolicies.networking.k8s.io tracehook-system",
+				"get leases.coordination.k8s.io/tracehook-certs tracehook-system",
+			}, slices.Concat(lineage, theSecrets, bundles[:1], reviews, []string{leases, "list leases.coordination.k8s.io kube-system"})},
+			{"tracehook", slices.Concat(lineage, authority, reviews), nil},
+		}},
 		{[]string{"certs-authority"}, []account{
 			{"tracehook", slices.Concat(lineage, readiness, reviews, []string{"get,list,watch secrets/tracehook-certs tracehook-system"}),
 				slices.Concat(bundles, apiServers, []string{leases, "create,update,patch,delete secrets/tracehook-certs tracehook-system", theSecrets[0]})},
