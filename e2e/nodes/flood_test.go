@@ -57,6 +57,7 @@ func TestAPodThatFloodsTheServiceEndsNoReplicaAndHoldsNobodyUp(t *testing.T) {
 	stop := well.Start(ctx)
 	time.Sleep(5 * time.Second) // a measurement, of so long
 	before := stop()
+	limit := unlessBusy(t, 5*time.Second) // by others than the attacker
 
 	t.Cleanup(func() { kubectl(t, "delete", "pod/attacker", "--grace-period=1") })
 	apply(t, strings.NewReplacer("IMAGE", floodImage, "WEBHOOK", webhook, "PROBES", replicas[0].Status.PodIP+":8081").Replace(attacker))
@@ -81,8 +82,8 @@ func TestAPodThatFloodsTheServiceEndsNoReplicaAndHoldsNobodyUp(t *testing.T) {
 	}
 	// The figures above are what the machine made of it, with all else that it does. Whoever waits for what an attacker
 	// holds waits as long as the attacker likes, and the API server for no longer than this, as shipped.
-	if beside.P99 > 5*time.Second {
-		t.Errorf("beside the attacks 1 %% of the calls take longer than %s", beside.P99)
+	if beside.P99 > limit {
+		t.Errorf("beside the attacks 1 %% of the calls take longer than %s, want %s at most", beside.P99, limit)
 	}
 	now := pods(t, "app.kubernetes.io/name=tracehook")
 	if len(now) != len(replicas) {
