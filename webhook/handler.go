@@ -248,6 +248,9 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 	if res, ok := h.read(w, r, c); !ok {
 		return res, false
 	}
+	if c.body.Len() > limit.Large {
+		defer limit.Turn(r.Context())()
+	}
 	c.early, c.decoder.deadline = result{}, c.deadline()
 	if err := c.decoder.decode(c.body.Bytes(), &c.request); err != nil {
 		c.early = undecodable(err, c.request.UID != "")

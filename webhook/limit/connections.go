@@ -43,6 +43,9 @@ const (
 	free = 16 << 10
 	// step is how many bytes are taken of Bytes at once.
 	step = 32 << 10
+	// receiveBuffer is what the kernel holds of a connection. That is memory of the container, too, and
+	// when all of the machine's is used up everybody's packets are dropped.
+	receiveBuffer = 128 << 10
 	// refusal is how long a connection that was given up stays half open, so that its
 	// caller can read the answer. net/http waits as long.
 	refusal = 500 * time.Millisecond
@@ -56,6 +59,7 @@ const (
 type Connections struct {
 	o     ConnectionsOptions
 	start time.Time
+	turns *turns
 
 	mu        sync.Mutex
 	open      map[*conn]struct{}
@@ -91,7 +95,7 @@ func NewConnections(o ConnectionsOptions) *Connections {
 	if o.HandshakeFailed == nil {
 		o.HandshakeFailed = func(net.Addr, error) {}
 	}
-	return &Connections{o: o, start: time.Now(), open: map[*conn]struct{}{}, byAddress: map[netip.Addr]int{}}
+	return &Connections{o: o, start: time.Now(), turns: newTurns(), open: map[*conn]struct{}{}, byAddress: map[netip.Addr]int{}}
 }
 
 // Open is how many connections are open now.
@@ -190,6 +194,9 @@ func (c *Connections) add(raw net.Conn) (*conn, bool) {
 	added := &conn{Conn: raw, of: c, address: addressOf(raw)}
 	added.hold.init(c.o.Bytes, added.giveUp)
 	added.enter(phaseNew)
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(receiveBuffer) // else it may grow to megabytes
+	}
 
 	c.mu.Lock()
 	var victim *conn
@@ -313,7 +320,9 @@ type conn struct {
 	answered  atomic.Bool // a limit has answered in the handler's place
 	refused   atomic.Bool // the reason is told
 
-	// Of HTTP/1.1, where one goroutine after the other reads a request.
+	// Of handshakes and HTTP/1.1, where one goroutine after the other reads.
+	turn   bool // it has one
+	paced  pace
 	tls    *tls.ConnectionState // nil: none
 	header headerReader
 	length int64 // of the body
@@ -327,8 +336,35 @@ func (c *conn) state() (phase, since int64) {
 	return packed & 3, packed >> 2
 }
 
-// Read counts what comes.
+// rest gives the connection's turn to others, if it has one.
+func (c *conn) rest() {
+	if c.turn {
+		c.turn = false
+		c.of.turns.give()
+	}
+}
+
+// pace is which bytes of a connection are worked at in turns.
+type pace int8
+
+const (
+	paceNone  pace = iota
+	paceLarge      // of large requests
+	paceAll
+)
+
+// Read counts what comes, and takes a turn for what is costly. Nobody has one while waiting for a peer.
 func (c *conn) Read(p []byte) (int, error) {
+	c.rest()
+	n, err := c.read(p)
+	if n > 0 && (c.paced == paceAll || c.paced == paceLarge && c.received.Load() > Large) {
+		c.turn = true
+		c.of.turns.take(c.address)
+	}
+	return n, err
+}
+
+func (c *conn) read(p []byte) (int, error) {
 	if c.givenUp.Load() {
 		return 0, ErrOverloaded
 	}

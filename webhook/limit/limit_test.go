@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -261,6 +262,148 @@ func withClock(b *Bytes) (_ *Bytes, pass func(time.Duration)) {
 func readAll(c net.Conn, p []byte) bool {
 	_, err := io.ReadFull(c, p)
 	return err == nil
+}
+
+// Who does not read an answer holds its request for as long. That ends when another one needs the room.
+func TestAnAnswerThatNobodyReadsIsCutOffForOthersAndCounted(t *testing.T) {
+	const callers = 3
+	held, pass := withClock(NewBytes(1 << 20))
+	var answering atomic.Int32
+	unwritten := make(chan error, callers)
+	address, _, refused := serve(t, ConnectionsOptions{Bytes: held}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ok(w, r)
+		if r.URL.Path != "/long" {
+			return
+		}
+		answering.Add(1)
+		for chunk := make([]byte, 1<<20); ; { // more than all buffers between here and there
+			if _, err := w.Write(chunk); err != nil {
+				unwritten <- err
+				return
+			}
+		}
+	}))
+	large := strings.Repeat("x", 200<<10)
+	for range callers {
+		c := dial(t, "127.0.0.3", address)
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		if _, err := io.WriteString(c, "POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: "+strconv.Itoa(len(large))+"\r\n\r\n"+large); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all are being answered", func() bool { return answering.Load() == callers })
+	if used := held.Used(); used < callers*int64(len(large)-free) {
+		t.Errorf("%d bytes are held for %d requests whose answers nobody reads", used, callers)
+	}
+	if got := call(dial(t, "", address), large+large); got != "HTTP/1.1 503 Service Unavailable" {
+		t.Errorf("one more at once: %s, want 503", got)
+	}
+	pass(slow)
+	if got := call(dial(t, "", address), large+large); got != "HTTP/1.1 200 OK" {
+		t.Errorf("another's large request: %s", got)
+	}
+	if err := <-unwritten; !isTimeout(err) {
+		t.Errorf("its handler learns of it by %v, want a timeout", err)
+	}
+	// The one that got 503, and of the others as many as made enough room.
+	eventually(t, "two are cut off and counted", func() bool { return refused()[ReasonBytes] == 1+2 })
+	if n := len(unwritten) + 1; n > 2 {
+		t.Errorf("%d were cut off, and two would have done", n)
+	}
+}
+
+func TestASmallCallWaitsForNoTurn(t *testing.T) {
+	address, connections, _ := serve(t, ConnectionsOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		if n > Large {
+			Turn(r.Context())()
+		}
+	}), true)
+	handshake := func() net.Conn { return tls.Client(dial(t, "", address), &tls.Config{InsecureSkipVerify: true}) }
+	kept, large := handshake(), handshake()
+	for _, c := range []net.Conn{kept, large} {
+		if got := call(c, "x"); got != "HTTP/1.1 200 OK" {
+			t.Fatal(got)
+		}
+	}
+	turns := connections.turns
+	waiting := func() (n int) {
+		turns.mu.Lock()
+		defer turns.mu.Unlock()
+		for _, l := range turns.waiting {
+			n += len(l.next)
+		}
+		return n
+	}
+	busy := turns.free
+	for range busy {
+		turns.take(netip.Addr{})
+	}
+	done := make(chan string, 2)
+	go func() { done <- call(handshake(), "x") }()
+	go func() { done <- call(large, strings.Repeat("x", 200<<10)) }()
+	eventually(t, "a handshake and a large request wait", func() bool { return waiting() == 2 })
+	for range 10 {
+		if got := call(kept, strings.Repeat("x", Large/2)); got != "HTTP/1.1 200 OK" {
+			t.Errorf("a small call: %s", got)
+		}
+	}
+	for range busy {
+		turns.give()
+	}
+	for range 2 {
+		if got := <-done; got != "HTTP/1.1 200 OK" {
+			t.Errorf("when they have had their turns: %s", got)
+		}
+	}
+	eventually(t, "all turns are given back", func() bool {
+		turns.mu.Lock()
+		defer turns.mu.Unlock()
+		return turns.free == busy && len(turns.waiting) == 0
+	})
+}
+
+func TestWhoIsSlowHoldsNoTurn(t *testing.T) {
+	address, _, _ := serve(t, ConnectionsOptions{}, ok, true)
+	for range 20 { // a handshake, and a large request, that do not go on
+		_, _ = io.WriteString(dial(t, "", address), "\x16\x03\x01\x02\x00\x01")
+		c := tls.Client(dial(t, "", address), &tls.Config{InsecureSkipVerify: true})
+		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"+strings.Repeat("x", 100<<10))
+	}
+	if got := call(tls.Client(dial(t, "", address), &tls.Config{InsecureSkipVerify: true}), strings.Repeat("x", 200<<10)); got != "HTTP/1.1 200 OK" {
+		t.Errorf("a large request on a new connection: %s", got)
+	}
+}
+
+func TestAddressesHaveTheirTurnsOneAfterTheOther(t *testing.T) {
+	many, one := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	turns := &turns{free: 1}
+	turns.take(many)
+	order := make(chan netip.Addr)
+	for i, address := range []netip.Addr{many, many, many, one} {
+		go func() {
+			turns.take(address)
+			order <- address
+			turns.give()
+		}()
+		eventually(t, "it waits", func() bool {
+			turns.mu.Lock()
+			defer turns.mu.Unlock()
+			n := 0
+			for _, l := range turns.waiting {
+				n += len(l.next)
+			}
+			return n == i+1
+		})
+	}
+	turns.give()
+	var got []netip.Addr
+	for range 4 {
+		got = append(got, <-order)
+	}
+	if want := []netip.Addr{many, one, many, many}; !slices.Equal(got, want) {
+		t.Errorf("the order is %v, want %v", got, want)
+	}
 }
 
 func TestWhatIsAnnouncedTakesNothing(t *testing.T) {

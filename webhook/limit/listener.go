@@ -142,6 +142,8 @@ func (c *conn) shake(ctx context.Context, config *tls.Config) (ready net.Conn, e
 	}()
 	_ = c.Conn.SetDeadline(time.Now().Add(cmp.Or(c.of.o.HeaderTimeout, defaultHandshakeTimeout)))
 	server := tls.Server(c, config)
+	c.paced = paceAll
+	defer c.rest()
 	if err := server.HandshakeContext(ctx); err != nil {
 		if notTLS, ok := errors.AsType[tls.RecordHeaderError](err); ok && notTLS.Conn != nil && slices.Contains(methods, string(notTLS.RecordHeader[:])) {
 			_, _ = io.WriteString(c, "HTTP/1.0 400 Bad Request\r\n\r\nthis port is for HTTPS; the request was plain HTTP\n")
@@ -150,6 +152,7 @@ func (c *conn) shake(ctx context.Context, config *tls.Config) (ready net.Conn, e
 		return nil, err
 	}
 	_ = c.Conn.SetDeadline(time.Time{})
+	c.paced = paceNone
 	state := server.ConnectionState()
 	return c.ready(server, &state), nil
 }
@@ -163,7 +166,7 @@ func (c *conn) ready(over net.Conn, state *tls.ConnectionState) net.Conn {
 	if state != nil && state.NegotiatedProtocol == "h2" {
 		return over
 	}
-	c.tls = state
+	c.tls, c.paced = state, paceLarge
 	c.deadlines.Store(deadlinesFirst)
 	return &http1{Conn: over, of: c}
 }
@@ -180,6 +183,7 @@ func (h *http1) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := h.Conn.Read(p)
+	h.of.rest()
 	if h.of.header.read(p[:n]) {
 		return n, err
 	}
