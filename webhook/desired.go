@@ -16,10 +16,14 @@ const (
 	suspendField  = "suspend"
 )
 
+// operationField is a top-level field that holds an order, which a controller carries out and removes: Argo CD's
+// Application has it beside its spec. An order is no state that is wanted.
+const operationField = "operation"
+
 // placementFields are what a queue writes when it lets an object go, to say where it runs.
 var placementFields = []string{"nodeSelector", "tolerations", "affinity", "schedulingGates", "parallelism", "metadata", "podTemplateOverrides"}
 
-// onlyScaled says whether two states of an object differ, outside metadata and status, in nothing
+// onlyScaled says whether two states of an object differ, outside metadata, status and operation, in nothing
 // but members `replicas` and `suspend` of its spec, at any depth. Where `suspend` differs, placement may, too.
 func onlyScaled(a, b *Object, deadline time.Time) bool {
 	if a.otherHash != b.otherHash {

@@ -36,6 +36,8 @@ func TestHowMuchRunsAndWhereAQueuePutsItIsNotWhatIsWanted(t *testing.T) {
 		{"replicas of something else than a spec", `"data":{"replicas":1},"spec":{}`, `"data":{"replicas":2},"spec":{}`, false},
 		{"no spec", `"data":1`, `"data":2`, false},
 		{"a spec that was not there", `"a":1`, `"a":1,"spec":{"replicas":1}`, false},
+		{"an order to a controller does not count", `"operation":{"sync":{"revision":"abc"}},"spec":{"replicas":1}`, `"spec":{"replicas":2}`, true},
+		{"an operation in a spec counts", `"spec":{"operation":"a"}`, `"spec":{"operation":"b"}`, false},
 		{"metadata and status do not count", `"metadata":{"a":1},"status":1,"spec":{"replicas":1}`, `"status":2,"spec":{"replicas":2}`, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {

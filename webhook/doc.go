@@ -20,7 +20,8 @@
 //	  ├─ patch.go         raw object + wanted changes → RFC 6902 operations
 //	  └─ respond.go       how it ended → HTTP status and AdmissionReview
 //
-// telemetry.go holds the names of attributes and metrics, server.go the TLS server
+// telemetry.go holds the names of attributes and metrics, gitops.go which application, repository and revision an object
+// is of, server.go the TLS server
 // with its drain and its deadlines, package limit what callers can make it hold.
 //
 // # In a manager and in a test
@@ -87,7 +88,8 @@
 // owners: it is handed down. Where caused-at is missing the owner's creationTimestamp is taken.
 //
 // Who changes an object. What is wanted of it is everything outside metadata and status, less how much of
-// it runs: `replicas` and `suspend`, anywhere in the spec. `kubectl scale` and the autoscaler write the object's
+// it runs: `replicas` and `suspend`, anywhere in the spec. A top-level field `operation` is an order that a controller
+// carries out and removes (Argo CD's Application), and no state that is wanted. `kubectl scale` and the autoscaler write the object's
 // scale, which no annotation can be stored on; writing the same field directly is treated alike. Otherwise an
 // autoscaler that writes all day would bury who deployed the image. A queue that lets an
 // object go may also write where it runs (node selectors, tolerations, scheduling gates, labels and annotations

@@ -48,10 +48,11 @@ type Object struct {
 
 	spec            []byte   // nil where there is none
 	specHash        uint64   // of spec; hashes are to be compared with those of the same review
-	otherHash       uint64   // of the other fields, but metadata and status
+	otherHash       uint64   // of the other fields, but metadata, status and operation
 	annotations     []member // of metadata.annotations
 	annotationBytes int      // of these as they are written
 	owner           ownerReference
+	applicationLabels
 
 	hasMetadata    bool // metadata is there and not null
 	hasAnnotations bool // metadata.annotations is there and not null
@@ -95,7 +96,7 @@ func (o *Object) ControllerOwner() (owner metav1.OwnerReference, ok bool) {
 }
 
 // desiredStateEqual says whether two states of an object differ in nothing but
-// metadata and status. Both must come from the same review: one API server writes
+// metadata, status and operation. Both must come from the same review: one API server writes
 // the same value in the same bytes, and their hashes have the same seed. That two
 // states differ and their hashes do not happens once in 2^64 updates.
 func desiredStateEqual(a, b *Object) bool {

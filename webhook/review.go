@@ -170,7 +170,7 @@ func (d *reviewDecoder) rawObject(o *Object) error {
 		}
 		value, err := d.json.value()
 		switch string(name) {
-		case "status":
+		case "status", operationField:
 		case "spec":
 			o.spec, o.specHash = value, d.json.hash(value)
 		default:
@@ -198,6 +198,10 @@ func (d *reviewDecoder) metadata(o *Object) error {
 			err := d.annotations(o)
 			o.annotationBytes = d.json.pos - start
 			return err
+		case "labels":
+			if d.json.peek() == '{' {
+				return d.labels(o)
+			}
 		case "ownerReferences":
 			return d.json.array(func(int) error { return d.ownerReference(o) })
 		}
@@ -220,6 +224,18 @@ func (d *reviewDecoder) annotations(o *Object) error {
 		}
 		o.annotations = append(o.annotations, member{name: key, value: value})
 		return nil
+	})
+}
+
+// labels reads them, and remembers those that say whose application the object is of.
+func (d *reviewDecoder) labels(o *Object) error {
+	return d.json.object(func(name []byte) error {
+		remembered := o.applicationLabels.label(name)
+		value, err := d.json.value()
+		if remembered != nil {
+			*remembered = value
+		}
+		return err
 	})
 }
 

@@ -213,6 +213,11 @@ func (t *telemetry) finish(ctx context.Context, span trace.Span, c *call, res re
 		var attrs []attribute.KeyValue // set all at once: each time costs an allocation or two
 		if r.UID != "" {
 			attrs = requestAttributes(r)
+			object := &r.Object
+			if object.Raw == nil {
+				object = &r.OldObject // of a DELETE
+			}
+			attrs = appendGitOps(attrs, object)
 		}
 		attrs = append(attrs, keyOutcome.String(res.outcome()),
 			keyBudget.Float64(budget.Seconds()), keyRemaining.Float64((budget - took).Seconds()))

@@ -241,6 +241,8 @@ spec:
 		{"a custom resource", apply("apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: g}\nspec: {a: 1}\n"), customWebhook, true},
 		{"a custom resource's spec", apply("apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: g}\nspec: {a: 2}\n"), customWebhook, true},
 		{"a custom resource's replicas", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"spec":{"replicas":3}}`), customWebhook, false},
+		{"an order to a custom resource's controller", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"operation":{"sync":{"revision":"abc"}}}`), customWebhook, false},
+		{"the order carried out", kubectl("patch", "gadget/g", "--type=json", "-p", `[{"op":"remove","path":"/operation"}]`), customWebhook, false},
 		{"a custom resource's spec becomes a text", kubectl("patch", "gadget/g", "--type=json", "-p", `[{"op":"replace","path":"/spec","value":"text"}]`), customWebhook, true},
 		{"another text", kubectl("patch", "gadget/g", "--type=merge", "-p", `{"spec":"another"}`), customWebhook, true},
 		{"no spec", kubectl("patch", "gadget/g", "--type=json", "-p", `[{"op":"remove","path":"/spec"}]`), customWebhook, true},
