@@ -161,10 +161,28 @@ func (p *printer) cause(c Cause) []string {
 		}
 		columns = append(columns, by)
 	}
+	if c.Trace != nil && c.Trace.Source != nil {
+		columns = append(columns, source(*c.Trace.Source))
+	}
 	if c.Why != "" {
 		columns = append([]string{report.Printable(c.Why)}, columns...)
 	}
 	return columns
+}
+
+// source is which application it was, and at which commit: "of Kustomization flux-system/shop at main 8f1b2a7c".
+func source(s Source) string {
+	words := []string{}
+	if s.Application != "" {
+		words = append(words, "of", shown(s.Kind), shown(s.Application))
+	}
+	if s.Repository != "" {
+		words = append(words, "from", shown(s.Repository))
+	}
+	if s.Ref != "" || s.Revision != "" {
+		words = append(words, "at", shown(s.Ref), shown(short(s.Revision)))
+	}
+	return strings.Join(slices.DeleteFunc(words, func(word string) bool { return word == "" }), " ")
 }
 
 // who names a request by what is known of it.

@@ -117,10 +117,25 @@ type TraceFacts struct {
 	// Slowest are the parts of the request that took longest: a webhook or a write to etcd as a whole, everything else without
 	// what it waited for.
 	Slowest []Part `json:"slowest,omitempty"`
-	Spans   int    `json:"spans"`
+	// Source is what was applied, where a GitOps tool has written that on the object.
+	Source *Source `json:"source,omitempty"`
+	Spans  int     `json:"spans"`
 
 	start time.Time // the request's
 	link  string    // the trace that the request's span links to
+}
+
+// Source is the application and the commit that an object is of, as labels and annotations on it say.
+type Source struct {
+	// Kind is Kustomization, HelmRelease or Application. Absent: the label may be anybody's.
+	Kind string `json:"kind,omitempty"`
+	// Application is its namespace and name.
+	Application string `json:"application,omitempty"`
+	Repository  string `json:"repository,omitempty"`
+	// Ref is a branch or tag.
+	Ref string `json:"ref,omitempty"`
+	// Revision is a commit.
+	Revision string `json:"revision,omitempty"`
 }
 
 // Part is a part of a request.

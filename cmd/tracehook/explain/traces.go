@@ -27,6 +27,11 @@ const (
 	keyUserAgent    = "user_agent.original"
 	keyMethod       = "http.request.method"
 	keyPath         = "url.path"
+	keyKind         = "tracehook.gitops.kind"
+	keyApplication  = "tracehook.gitops.application"
+	keyRepository   = "vcs.repository.url.full"
+	keyRef          = "vcs.ref.head.name"
+	keyRevision     = "vcs.ref.head.revision"
 	mostParts       = 3
 	mostNodeTraces  = 5
 	mostStoreTraces = 20
@@ -77,10 +82,25 @@ func (t traceTree) requestAbove(spanID string) *traceNode {
 	return client
 }
 
+// source is what tracehook saw on the object whose cause a span is; nil: nothing. A span `create <Kind>` is below that of the owner.
+func (t traceTree) source(spanID string) *Source {
+	for n := t.byID[spanID]; n != nil; n = n.parent {
+		text := func(key string) string {
+			value, _ := n.Span.Attributes[key].(string)
+			return value
+		}
+		s := Source{Kind: text(keyKind), Application: text(keyApplication), Repository: text(keyRepository), Ref: text(keyRef), Revision: text(keyRevision)}
+		if s != (Source{}) {
+			return &s
+		}
+	}
+	return nil
+}
+
 // factsOf tells what a trace knows of the cause that is its span.
 func factsOf(t tracestore.Trace, spanID string) *TraceFacts {
 	tree := treeOf(t)
-	f := &TraceFacts{Spans: len(t.Spans)}
+	f := &TraceFacts{Spans: len(t.Spans), Source: tree.source(spanID)}
 	if command := commandOf(tree.roots); command != nil {
 		f.Command, f.CommandSeconds = command.Name, command.Duration.Seconds()
 	}

@@ -64,6 +64,32 @@ func TestATraceTellsTheCommandTheRequestAndItsSlowestPart(t *testing.T) {
 	})
 }
 
+func TestACauseLeadsToTheCommit(t *testing.T) {
+	trace := patched()
+	attributes := map[string]any{"tracehook.gitops.kind": "Kustomization", "tracehook.gitops.application": "flux-system/shop",
+		"vcs.repository.url.full": "https://example.org/shop", "vcs.ref.head.name": "main", "vcs.ref.head.revision": "8f1b2a7c9d0e3f4a5b6c7d8e9f0a1b2c3d4e5f60"}
+	call := at("mutate", trace.Spans[len(trace.Spans)-1].ID, "tracehook", "POST /mutate", tracestore.KindServer, 1, 1, attributes)
+	trace.Spans = append(trace.Spans, call, at("create", "mutate", "tracehook", "create Pod", "", 2, 1, nil))
+	want := Source{Kind: "Kustomization", Application: "flux-system/shop", Repository: "https://example.org/shop", Ref: "main", Revision: "8f1b2a7c9d0e3f4a5b6c7d8e9f0a1b2c3d4e5f60"}
+	for _, span := range []string{"mutate", "create"} {
+		if got := factsOf(trace, span).Source; got == nil || *got != want {
+			t.Errorf("the source of span %s is %+v, want %+v", span, got, want)
+		}
+	}
+	if got := factsOf(trace, trace.Spans[0].ID).Source; got != nil {
+		t.Errorf("a span that is not below has the source %+v", got)
+	}
+	for text, s := range map[string]Source{
+		"of Kustomization flux-system/shop from https://example.org/shop at main " + short(want.Revision): want,
+		"of shop": {Application: "shop"},
+		"at v1":   {Ref: "v1"},
+	} {
+		if got := source(s); got != text {
+			t.Errorf("%+v is printed %q, want %q", s, got, text)
+		}
+	}
+}
+
 func TestTheCreationOfAnObjectIsFoundByItsKeyInTheStorage(t *testing.T) {
 	trace := patched()
 	if c := creationOf(trace, "/deployments/shop/web"); c != nil {
