@@ -81,7 +81,7 @@ func appendGitOps(attrs []attribute.KeyValue, o *Object) []attribute.KeyValue {
 // applicationOf is who applied the object. The kind is empty where a label alone says so that Helm
 // and people write, too.
 func applicationOf(o *Object) (kind, application string) {
-	l := &o.applicationLabels
+	l := &o.labels
 	if name := labelValue(l.kustomization); name != "" {
 		return "Kustomization", inNamespace(labelValue(l.kustomizationNamespace), name)
 	}

@@ -52,7 +52,7 @@ type Object struct {
 	annotations     []member // of metadata.annotations
 	annotationBytes int      // of these as they are written
 	owner           ownerReference
-	applicationLabels
+	labels          applicationLabels
 
 	hasMetadata    bool // metadata is there and not null
 	hasAnnotations bool // metadata.annotations is there and not null

@@ -230,7 +230,7 @@ func (d *reviewDecoder) annotations(o *Object) error {
 // labels reads them, and remembers those that say whose application the object is of.
 func (d *reviewDecoder) labels(o *Object) error {
 	return d.json.object(func(name []byte) error {
-		remembered := o.applicationLabels.label(name)
+		remembered := o.labels.label(name)
 		value, err := d.json.value()
 		if remembered != nil {
 			*remembered = value
