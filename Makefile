@@ -18,7 +18,7 @@ FUZZTIME ?= 10s
 AGAIN := $(CURDIR)/out/again
 GOTEST = mkdir -p $(AGAIN) && $(BIN)/gotestsum $(if $(CI),--rerun-fails=2 --rerun-fails-max-failures=3 --rerun-fails-run-root-test --rerun-fails-report=$(AGAIN)/$@-$(1).txt)
 # Modules of their own beside the product's.
-MODULES := .ci/actionlint .ci/gotestsum .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/policy e2e/controlplane/prometheus
+MODULES := .ci/actionlint .ci/gotestsum .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/flux e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/policy e2e/controlplane/prometheus
 
 export CGO_ENABLED := 0
 
@@ -48,7 +48,7 @@ build: ## Build bin/tracehook
 	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $(BIN)/tracehook ./cmd/tracehook
 
 .PHONY: controlplane
-controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger and Prometheus (about 21 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
+controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger, Prometheus and what applies as Flux does (about 21 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
 	@e2e/controlplane/build.sh
 
 .PHONY: otelcol jaeger prometheus promtool

@@ -3,7 +3,7 @@
 #
 #   build.sh [NAME...]     default: all of them
 #
-# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in node/, in policy/ and in collector/; collector/builder.yaml.
+# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in node/, in policy/, in flux/ (main.go too) and in collector/; collector/builder.yaml.
 # Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
 #      program was built from. A program whose stamp is still right is not built again.
 # KUBERNETES: another version of Kubernetes, one of kubernetes-*/ here (1.28, for example). Then only its API server, controllers and
@@ -15,7 +15,7 @@ export LC_ALL=C
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 bin=${BIN:-$root/bin}
-all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool)
+all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool flux-apply)
 nodes=(kubelet kube-proxy containerd containerd-shim-runc-v2 ctr ptp host-local kube-router)
 if [[ $(go env GOOS) == linux ]]; then all+=("${nodes[@]}"); fi # they are nowhere else
 pinned=$here
@@ -62,6 +62,9 @@ describe() {
     module=$here/prometheus package=github.com/prometheus/prometheus/cmd/$1 tags=remove_all_sd about="2 min"
     shown=$(version "$module" github.com/prometheus/prometheus)
     ldflags="$ldflags -X github.com/prometheus/common/version.Version=${shown#v}" ;;
+  flux-apply)
+    module=$here/flux package=. about="half a minute"
+    shown=$(version "$module" github.com/fluxcd/pkg/ssa) ;;
   containerd | containerd-shim-runc-v2 | ctr)
     module=$here/node package=github.com/containerd/containerd/v2/cmd/$1 about="half a minute"
     shown=$(version "$module" github.com/containerd/containerd/v2)
@@ -85,6 +88,7 @@ describe() {
 fingerprint() {
   local files=("$module/go.mod" "$module/go.sum")
   if [[ $1 == otelcol ]]; then files+=("$module/builder.yaml" "$module"/otelcol/go.{mod,sum}); fi
+  if [[ $1 == flux-apply ]]; then files+=("$module/main.go"); fi
   { go env GOVERSION GOOS GOARCH; echo "$package $ldflags${tags:+ $tags}"; cat "${files[@]}"; } | sha256sum | cut -d' ' -f1
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
-// The control: what most systems do, one after the other, and what it costs. If this
+// The control: what many systems do, one after the other, and what it costs. If this
 // does not fail, no zero of the other tests is worth anything.
 func TestTheUsualOrderFails(t *testing.T) {
 	ctx := story.Within(t, 3*time.Minute)
