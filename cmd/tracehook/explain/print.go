@@ -174,13 +174,13 @@ func (p *printer) cause(c Cause) []string {
 func source(s Source) string {
 	words := []string{}
 	if s.Application != "" {
-		words = append(words, "of", shown(s.Kind), shown(s.Application))
+		words = append(words, "of", report.Printable(s.Kind), report.Printable(s.Application))
 	}
 	if s.Repository != "" {
-		words = append(words, "from", shown(s.Repository))
+		words = append(words, "from", report.Printable(s.Repository))
 	}
 	if s.Ref != "" || s.Revision != "" {
-		words = append(words, "at", shown(s.Ref), shown(short(s.Revision)))
+		words = append(words, "at", report.Printable(s.Ref), report.Printable(short(s.Revision)))
 	}
 	return strings.Join(slices.DeleteFunc(words, func(word string) bool { return word == "" }), " ")
 }
