@@ -29,6 +29,8 @@ import (
 
 // Whatever is done to the Pods on purpose costs nobody a request or a stamp, whether the webhook's failures are ignored
 // or fail the request. Two loads run at the same time, one for each, of 100 creates a second where the machine has time for them.
+// Two processors do not quite have it: a create costs them 13 ms. 6.7 ms are the API server's, which traces and audits every
+// request, 1.7 the Collector's, 1.4 etcd's, 1.1 tracehook's, 1.0 the load's and 0.8 Jaeger's.
 func TestNoCreateFailsOrIsMissedWhileReplicasComeAndGo(t *testing.T) {
 	collectorOnHost(t)
 	t.Cleanup(func() { uninstall(t) })

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/tracehook/tracehook/e2e/internal/cluster"
@@ -33,6 +34,8 @@ var shared struct {
 	nodes   []*node.Node
 	root    string // of the repository
 	dir     string // of the run
+	// uninstalled are the Pods of earlier tests. kubelet's last words about them may come late.
+	uninstalled []types.UID
 }
 
 func TestMain(m *testing.M) {
