@@ -77,7 +77,7 @@ Exit codes: 0 no check failed, 1 one did, 2 it could not run.`,
 	f.StringVarP(&o.output, "output", "o", "text", "`FORMAT`: text, json or yaml; with --wait the last two are written once, at the end")
 	f.BoolVar(&o.installed, "installed", false, "tracehook must be there: without it the check fails")
 	f.StringVar(&o.tryIn, "try-in", "", "`NAMESPACE` for dry runs (default: one that the webhook's namespaceSelector takes)")
-	f.StringArrayVar(&o.apiServers, "apiserver", nil, "`URL` of an API server to make dry runs at, beside the kubeconfig's; may be repeated (default in a Pod: each of Service default/kubernetes)")
+	f.StringArrayVar(&o.apiServers, "api-server", nil, "`URL` of an API server to make dry runs at, beside the kubeconfig's; may be repeated (default in a Pod: each of Service default/kubernetes)")
 	f.BoolVar(&o.inCluster, "in-cluster", false, "Pods are within reach from here: one that does not answer is a failure (default in a Pod: true)")
 	o.store.bind(f)
 	return cmd
@@ -93,7 +93,7 @@ func (o *checkOptions) validate() error {
 	}
 	for _, raw := range o.apiServers {
 		if u, err := url.Parse(raw); err != nil || u.Scheme != "https" || u.Host == "" {
-			errs = append(errs, fmt.Errorf("--apiserver %q: want https://HOST[:PORT]", raw))
+			errs = append(errs, fmt.Errorf("--api-server %q: want https://HOST[:PORT]", raw))
 		}
 	}
 	return errors.Join(errs...)

@@ -583,6 +583,10 @@ func (c *Cluster) spans(ctx context.Context) verdict {
 		return skip("spans are switched off: %s", off)
 	}
 	before := c.counters(ctx)
+	if c.Store == nil && !slices.ContainsFunc(before, func(e exported) bool { return e.err == nil }) {
+		v, _ := judgeSpans(before, before, false)
+		return v
+	}
 	t := c.newTrial(ctx)
 	if c.Store != nil && t.stamp.IsSampled() {
 		// The one that `continued` waits for as well, if it made one.

@@ -133,7 +133,11 @@ type tracing struct {
 }
 
 func (c *Cluster) tracing(ctx context.Context) tracing {
-	var t tracing
+	t, _ := read(c, "tracing", func() (tracing, error) { return c.lookForTracing(ctx), nil })
+	return t
+}
+
+func (c *Cluster) lookForTracing(ctx context.Context) (t tracing) {
 	if page, err := c.clients.Discovery().RESTClient().Get().AbsPath("/metrics").Do(ctx).Raw(); err == nil {
 		t.gateOff = gateOff(string(page))
 	} else {
