@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
-	"github.com/tracehook/tracehook/e2e/internal/cluster"
 	"github.com/tracehook/tracehook/e2e/internal/story"
 )
 
@@ -42,36 +41,46 @@ func apply(t *testing.T, manifests string) []string {
 func wantQuiet(t *testing.T, when, manifests string) {
 	t.Helper()
 	for range 2 {
-		before := len(fluxEvents(t))
-		for _, object := range apply(t, manifests) {
+		begin := time.Now()
+		objects := apply(t, manifests)
+		for _, object := range objects {
 			if !strings.HasSuffix(object, " unchanged") {
 				t.Errorf("%s: Flux says %q, want unchanged", when, object)
 			}
 		}
-		tries := 0
-		for _, event := range fluxEvents(t)[before:] {
-			if strings.Contains(event.RequestURI, "dryRun=All") {
-				tries++
-				continue
+		// A request's event is written after its answer.
+		var writes []string
+		story.Eventually(t, time.Minute, 100*time.Millisecond, func(context.Context) error {
+			var tries int
+			if tries, writes = asked(t, begin); tries < len(objects) {
+				return fmt.Errorf("%s: Flux asked %d times what an apply would change, want once for each of %d objects", when, tries, len(objects))
 			}
-			t.Errorf("%s: Flux made the request %s %s, want none that changes anything", when, event.Verb, event.RequestURI)
-		}
-		if tries == 0 {
-			t.Errorf("%s: Flux never asked what an apply would change", when)
+			return nil
+		})
+		if len(writes) > 0 {
+			t.Errorf("%s: Flux made the requests %q, want none that changes anything", when, writes)
 		}
 	}
 }
 
-// fluxEvents are the requests of Flux so far that were to write.
-func fluxEvents(t *testing.T) []cluster.AuditEvent {
+// asked is how often Flux asked by dry run what a write would change since then, and its other writes.
+func asked(t *testing.T, begin time.Time) (tries int, writes []string) {
 	t.Helper()
 	events, err := shared.AuditEvents()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.DeleteFunc(events, func(e cluster.AuditEvent) bool {
-		return e.User.Username != fluxUser || e.Stage != "ResponseComplete" || !slices.Contains([]string{"create", "update", "patch", "delete"}, e.Verb)
-	})
+	for _, e := range events {
+		switch {
+		case e.User.Username != fluxUser || e.Stage != "ResponseComplete" || e.RequestReceivedTimestamp.Before(begin):
+		case !slices.Contains([]string{"create", "update", "patch", "delete"}, e.Verb):
+		case strings.Contains(e.RequestURI, "dryRun=All"):
+			tries++
+		default:
+			writes = append(writes, e.Verb+" "+e.RequestURI)
+		}
+	}
+	return tries, writes
 }
 
 func write(t *testing.T, text string) string {
@@ -118,7 +127,7 @@ func TestFluxAndStampsLeaveEachOtherAlone(t *testing.T) {
 	commit := shop(firstCommit, "app:1")
 	apply(t, commit)
 	t.Cleanup(func() { mustKubectl(t, "delete", "namespace", "shop", "--wait=false") })
-	first := stampOf(t, "deployment/web")
+	first := stampOf(t, "shop", "deployment/web")
 	story.Eventually(t, time.Minute, 200*time.Millisecond, func(ctx context.Context) error {
 		pod, err := shared.Kubectl(ctx, "-n", "shop", "get", "pods", "-l", "app=web", "-o", `jsonpath={.items[*].metadata.annotations.tracehook\.dev/traceparent}`)
 		if err == nil && pod != first {
@@ -128,15 +137,15 @@ func TestFluxAndStampsLeaveEachOtherAlone(t *testing.T) {
 	})
 	wantSource(t, first, firstCommit)
 
-	before := stateOf(t)
+	before := stateOf(t, "shop")
 	wantQuiet(t, "the same commit", commit)
-	if now := stateOf(t); now != before {
+	if now := stateOf(t, "shop"); now != before {
 		t.Errorf("the same commit again changed\n%s\nto\n%s", before, now)
 	}
 
 	commit = shop(secondCommit, "app:2")
 	apply(t, commit)
-	second := stampOf(t, "deployment/web")
+	second := stampOf(t, "shop", "deployment/web")
 	previous := mustKubectl(t, "-n", "shop", "get", "deployment/web", "-o", `jsonpath={.metadata.annotations.tracehook\.dev/previous-traceparent}`)
 	if second == first || previous != first {
 		t.Errorf("after the next commit the stamp is %s, and the one before it %s; want another than %s, and that", second, previous, first)
@@ -146,12 +155,12 @@ func TestFluxAndStampsLeaveEachOtherAlone(t *testing.T) {
 
 	// Flux puts back what somebody has changed. That is a request that wants something, and then there is peace.
 	mustKubectl(t, "-n", "shop", "set", "image", "deployment/web", "main=other:1")
-	others := stampOf(t, "deployment/web")
+	others := stampOf(t, "shop", "deployment/web")
 	apply(t, commit)
 	if image := mustKubectl(t, "-n", "shop", "get", "deployment/web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"); image != "app:2" {
 		t.Errorf("the image is %s, want Flux to have put app:2 back", image)
 	}
-	healed := stampOf(t, "deployment/web")
+	healed := stampOf(t, "shop", "deployment/web")
 	if healed == others || others == second {
 		t.Errorf("the stamps are %s, by hand %s, put back %s: want three", second, others, healed)
 	}
@@ -163,16 +172,17 @@ func TestFluxAndStampsLeaveEachOtherAlone(t *testing.T) {
 	wantQuiet(t, "without a stamp", commit)
 }
 
-// stateOf is what must not change of what Flux applied. Controllers write the status, and with it the version of the Deployment.
-func stateOf(t *testing.T) string {
+// stateOf is what must not change of what was applied in a namespace. Of the Deployment it is not the version, and not all
+// annotations: its controller writes the status, and the number of the rollout.
+func stateOf(t *testing.T, namespace string) string {
 	t.Helper()
-	return mustKubectl(t, "-n", "shop", "get", "configmap/settings", "-o", "jsonpath={.metadata.resourceVersion} {.metadata.annotations}") + "\n" +
-		mustKubectl(t, "-n", "shop", "get", "deployment/web", "-o", "jsonpath={.metadata.generation} {.metadata.annotations}")
+	return mustKubectl(t, "-n", namespace, "get", "configmap/settings", "-o", "jsonpath={.metadata.resourceVersion} {.metadata.annotations}") + "\n" +
+		mustKubectl(t, "-n", namespace, "get", "deployment/web", "-o", `jsonpath={.metadata.generation} {.metadata.annotations.tracehook\.dev/traceparent} {.metadata.annotations.tracehook\.dev/caused-at}`)
 }
 
-func stampOf(t *testing.T, object string) string {
+func stampOf(t *testing.T, namespace, object string) string {
 	t.Helper()
-	stamp := mustKubectl(t, "-n", "shop", "get", object, "-o", "jsonpath="+stampPath)
+	stamp := mustKubectl(t, "-n", namespace, "get", object, "-o", "jsonpath="+stampPath)
 	if len(strings.Split(stamp, "-")) != 4 {
 		t.Fatalf("%s is stamped %q, want a traceparent", object, stamp)
 	}
