@@ -71,7 +71,7 @@ var (
 	}
 	// What lifecycle tells of.
 	objects = []string{
-		"list,watch pods default", "list,watch persistentvolumeclaims default", "list,watch events default", "list,watch deployments.apps default", "list,watch statefulsets.apps default", "list,watch daemonsets.apps default",
+		"list,watch pods default", "list,watch persistentvolumeclaims default", "list,watch services default", "list,watch endpointslices.discovery.k8s.io default", "list,watch events default", "list,watch deployments.apps default", "list,watch statefulsets.apps default", "list,watch daemonsets.apps default",
 		"list,watch jobs.batch default",
 	}
 	readiness  = []string{"get,list,watch mutatingwebhookconfigurations.admissionregistration.k8s.io/tracehook"}

@@ -24,16 +24,20 @@ type kubelet struct{ t *testing.T }
 func (k kubelet) node(name string) {
 	k.t.Helper()
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	node, err := shared.clients.CoreV1().Nodes().Create(k.t.Context(), node, metav1.CreateOptions{})
-	if err != nil {
+	if _, err := shared.clients.CoreV1().Nodes().Create(k.t.Context(), node, metav1.CreateOptions{}); err != nil {
 		k.t.Fatal(err)
 	}
 	k.t.Cleanup(func() {
 		_ = shared.clients.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{})
 	})
 	capacity := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("64"), corev1.ResourceMemory: resource.MustParse("256Gi"), corev1.ResourcePods: resource.MustParse("1000")}
-	node.Status = corev1.NodeStatus{Capacity: capacity, Allocatable: capacity, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}}
-	if _, err := shared.clients.CoreV1().Nodes().UpdateStatus(k.t.Context(), node, metav1.UpdateOptions{}); err != nil {
+	status := corev1.NodeStatus{Capacity: capacity, Allocatable: capacity, Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}}
+	// A patch, and no update: controllers write it, too.
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	if _, err := shared.clients.CoreV1().Nodes().PatchStatus(k.t.Context(), name, patch); err != nil {
 		k.t.Fatal(err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
@@ -55,6 +56,7 @@ var (
 // Options of a Controller. Client and Flush are needed.
 type Options struct {
 	// Client reads Pods, Deployments, StatefulSets, DaemonSets, Jobs, PersistentVolumeClaims and Events of all namespaces: list and watch.
+	// Where it may read Services and EndpointSlices, too, Services are told of.
 	Client kubernetes.Interface
 	// Keys are the annotations that hold the cause, as in cause.Of.
 	Keys []string
@@ -100,6 +102,11 @@ type Controller struct {
 	// bound are volume claims that are bound or lost, and waits the Pods that need a claim; by namespace/name.
 	bound map[string]Stage
 	waits map[string][]string
+	// services are the UIDs of Services by namespace/name. becoming are the Services whose endpoint a Pod is that was not seen to be ready
+	// yet, and slices what was heard of Services that are not known yet.
+	services map[string]string
+	becoming map[string][]string
+	slices   map[string][]string
 }
 
 // life is what is known of an object that has a sampled cause. Others have a nil life.
@@ -107,7 +114,9 @@ type life struct {
 	subject *subject
 	// changed says that the object was written after the Mark: what it says may not have been told.
 	changed bool
-	told    []trace.SpanID
+	// served says that a Service has had a ready endpoint.
+	served bool
+	told   []trace.SpanID
 }
 
 // heard is what an Event told.
@@ -162,6 +171,7 @@ func New(o Options) (*Controller, error) {
 		o: o, telemetry: t, log: o.Logger, tracer: o.TracerProvider.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
 		waiting: make(chan told, mostWaiting), seen: Mark{}, lives: map[string]*life{}, early: map[string][]heard{},
 		bound: map[string]Stage{}, waits: map[string][]string{},
+		services: map[string]string{}, becoming: map[string][]string{}, slices: map[string][]string{},
 	}, nil
 }
 
@@ -218,24 +228,68 @@ func (c *Controller) known() int {
 
 // watch starts all informers, and returns when they and the handlers have what was there.
 func (c *Controller) watch(ctx context.Context, group *sync.WaitGroup) error {
-	start := func(r resource) (cache.SharedIndexInformer, cache.ResourceEventHandlerRegistration, error) {
-		informer, err := r.informer(c.o.Client, c.o.Keys)
-		if err != nil {
-			return nil, nil, fmt.Errorf("watch %s: %w", r.name, err)
-		}
-		handled, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
-			AddFunc:    func(obj any, initial bool) { c.see(ctx, obj, initial) },
-			UpdateFunc: func(_, obj any) { c.see(ctx, obj, false) },
-			DeleteFunc: func(obj any) { c.gone(ctx, obj) },
-		})
-		if err != nil {
-			return nil, nil, fmt.Errorf("watch %s: %w", r.name, err)
-		}
-		group.Go(func() { informer.RunWithContext(ctx) })
-		return informer, handled, nil
+	if err := c.watchAll(ctx, group, resources(c.o.Client)); err != nil {
+		return err
 	}
-	settled := func(r resource, informer cache.SharedIndexInformer, handled cache.ResourceEventHandlerRegistration) error {
-		if !cache.WaitForCacheSync(ctx.Done(), handled.HasSynced) {
+	return c.watchAll(ctx, group, append(endpoints(c.o.Client), events(c.o.Client)))
+}
+
+func (c *Controller) watchAll(ctx context.Context, group *sync.WaitGroup, resources []resource) error {
+	var started []func() error
+	for _, r := range resources {
+		settled, err := c.start(ctx, group, r)
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", r.name, err)
+		}
+		started = append(started, settled)
+	}
+	for _, settled := range started {
+		if err := settled(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start starts one informer. settled waits for what was there.
+func (c *Controller) start(ctx context.Context, group *sync.WaitGroup, r resource) (settled func() error, err error) {
+	informer, err := r.informer(c.o.Client, c.o.Keys)
+	if err != nil {
+		return nil, err
+	}
+	handled, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
+		AddFunc:    func(obj any, initial bool) { c.see(ctx, obj, initial) },
+		UpdateFunc: func(_, obj any) { c.see(ctx, obj, false) },
+		DeleteFunc: func(obj any) { c.gone(ctx, obj) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	running, giveUp := context.WithCancel(ctx)
+	if r.optional {
+		if err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, reflector *cache.Reflector, err error) {
+			if !apierrors.IsForbidden(err) {
+				cache.DefaultWatchErrorHandler(ctx, reflector, err)
+				return
+			}
+			if running.Err() == nil {
+				c.log.Warn("not told of: they may not be read", "resource", r.name, "error", err)
+			}
+			giveUp()
+		}); err != nil {
+			giveUp()
+			return nil, err
+		}
+	}
+	group.Go(func() {
+		defer giveUp()
+		informer.RunWithContext(running)
+	})
+	return func() error {
+		if !cache.WaitForCacheSync(running.Done(), handled.HasSynced) {
+			if ctx.Err() == nil {
+				return nil // it was given up
+			}
 			return fmt.Errorf("watch %s: %w", r.name, context.Cause(ctx))
 		}
 		// A mark of later than now is of another cluster, or of this one before it was restored.
@@ -243,26 +297,7 @@ func (c *Controller) watch(ctx context.Context, group *sync.WaitGroup) error {
 			return fmt.Errorf("%w: %s at %d, told up to %d", ErrMark, r.name, now, c.o.Mark[r.name])
 		}
 		return nil
-	}
-	var started []func() error
-	for _, r := range resources(c.o.Client) {
-		informer, handled, err := start(r)
-		if err != nil {
-			return err
-		}
-		started = append(started, func() error { return settled(r, informer, handled) })
-	}
-	for _, wait := range started {
-		if err := wait(); err != nil {
-			return err
-		}
-	}
-	r := events(c.o.Client)
-	informer, handled, err := start(r)
-	if err != nil {
-		return err
-	}
-	return settled(r, informer, handled)
+	}, nil
 }
 
 // see takes what an object says now. initial is for what was there at the start.
@@ -290,11 +325,24 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 		}
 		return
 	}
+	if k.resource == endpointSlices {
+		pods := k.ready
+		k.ready = nil
+		c.endpoints(ctx, k.about, pods, fresh)
+		return
+	}
 	uid := k.uid
 	l, before := c.lives[uid]
+	if k.resource == services {
+		c.services[k.namespace+"/"+k.name] = uid
+	}
 	if k.subject == nil {
+		if k.resource == services {
+			delete(c.slices, k.namespace+"/"+k.name)
+		}
 		c.lives[uid] = nil
 		delete(c.early, uid)
+		delete(c.becoming, uid)
 		return
 	}
 	if l == nil {
@@ -318,6 +366,53 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 			c.believe(ctx, l, h)
 		}
 		delete(c.early, uid)
+	}
+	if k.resource == services {
+		c.endpoints(ctx, k.namespace+"/"+k.name, c.slices[k.namespace+"/"+k.name], fresh)
+		delete(c.slices, k.namespace+"/"+k.name)
+	}
+	if !l.subject.ready.IsZero() {
+		for _, service := range c.becoming[uid] {
+			c.endpoints(ctx, service, []string{uid}, fresh)
+		}
+		delete(c.becoming, uid)
+	}
+}
+
+// endpoints takes which Pods are ready endpoints of a Service. The first of them ends its wait: it was ready when the Pod was. Pods without
+// a sampled cause have no time here.
+func (c *Controller) endpoints(ctx context.Context, service string, pods []string, fresh bool) {
+	uid, known := c.services[service]
+	if !known { // two watches are not in step
+		if len(pods) > 0 && len(c.slices) < mostEarly {
+			c.slices[service] = pods
+		}
+		return
+	}
+	l := c.lives[uid]
+	if l == nil || l.served {
+		return
+	}
+	var first time.Time
+	for _, pod := range pods {
+		p, known := c.lives[pod]
+		switch {
+		case known && p != nil && !p.subject.ready.IsZero():
+			if first.IsZero() || p.subject.ready.Before(first) {
+				first = p.subject.ready
+			}
+			fresh = fresh || p.changed
+		case (!known || p != nil) && len(c.becoming) < mostEarly && !slices.Contains(c.becoming[pod], service):
+			c.becoming[pod] = append(c.becoming[pod], service)
+		}
+	}
+	if first.IsZero() {
+		return
+	}
+	l.served = true
+	s := Stage{Name: GetEndpoint, Start: l.subject.from, End: first, Resolution: time.Second}
+	if s.End.Sub(s.Start) >= s.Resolution { // else it had one at once
+		c.add(ctx, l, s, fresh || l.changed)
 	}
 }
 
@@ -384,7 +479,15 @@ func (c *Controller) gone(ctx context.Context, obj any) {
 		delete(c.bound, k.namespace+"/"+k.name)
 		return
 	}
+	if k.resource == endpointSlices {
+		delete(c.slices, k.about)
+		return
+	}
 	uid := k.uid
+	delete(c.becoming, uid)
+	if k.resource == services && c.services[k.namespace+"/"+k.name] == uid {
+		delete(c.services, k.namespace+"/"+k.name)
+	}
 	for _, claim := range k.claims {
 		if c.waits[claim] = slices.DeleteFunc(c.waits[claim], func(other string) bool { return other == uid }); len(c.waits[claim]) == 0 {
 			delete(c.waits, claim)

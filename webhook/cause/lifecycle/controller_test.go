@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -192,5 +193,68 @@ status: {phase: Bound}`), nil)
 		if got := c.handed(); got != test.want {
 			t.Errorf("%s, seen in the other order: handed on %q, want %q", test.name, got, test.want)
 		}
+	}
+}
+
+const becameReadyAt4 = `spec: {containers: [{name: app}]}
+status: {phase: Running, conditions: [{type: Ready, status: "True", lastTransitionTime: "@4@"}], containerStatuses: [{name: app, state: {running: {startedAt: "@3@"}}}]}`
+
+func TestAServiceIsToldUntilItsFirstReadyEndpoint(t *testing.T) {
+	kinds := endpoints(kubernetes.NewForConfigOrDie(&nowhere))
+	service := func(version, annotations string) any {
+		return kinds[0].keep(read[corev1.Service](t, `metadata: {name: web, namespace: shop, uid: s-1, resourceVersion: "`+version+`", creationTimestamp: "@1@", annotations: {`+annotations+`}}`), nil)
+	}
+	slice := func(version, ready string, more string) any {
+		return kinds[1].keep(read[discoveryv1.EndpointSlice](t, `metadata: {name: web-abc, namespace: shop, uid: e-1, resourceVersion: "`+version+`", labels: {kubernetes.io/service-name: web}}
+endpoints: [{conditions: {ready: `+ready+`}, targetRef: {kind: Pod, uid: u-1}}`+more+`]`), nil)
+	}
+	const cause = `tracehook.dev/traceparent: "` + traceparent + `"`
+	ready := stamped(t, "5", traceparent, "", becameReadyAt4)
+	starting := stamped(t, "5", traceparent, "", "status: {phase: Pending}")
+	orders := map[string]struct {
+		seen []any
+		want string
+	}{
+		"the Pod becomes ready, then its slice says so":     {[]any{service("1", cause), starting, slice("2", "false", ""), ready, slice("6", "true", "")}, "get endpoint 1-4"},
+		"the slice says so before the Pod does":             {[]any{service("1", cause), starting, slice("2", "true", ""), ready}, "get endpoint 1-4"},
+		"the slice comes first of all":                      {[]any{slice("2", "true", ""), ready, service("1", cause)}, "get endpoint 1-4"},
+		"the Pod comes last":                                {[]any{slice("2", "true", ""), service("1", cause), ready}, "get endpoint 1-4"},
+		"it is ready where nothing is said of it":           {[]any{service("1", cause), ready, slice("6", "null", "")}, "get endpoint 1-4"},
+		"it says so twice":                                  {[]any{service("1", cause), ready, slice("6", "true", ""), slice("7", "true", "")}, "get endpoint 1-4"},
+		"none is ready":                                     {[]any{service("1", cause), ready, slice("6", "false", "")}, ""},
+		"the Service carries no cause":                      {[]any{service("1", ""), ready, slice("6", "true", "")}, ""},
+		"its endpoint is no Pod":                            {[]any{service("1", cause), ready, slice("6", "false", `, {addresses: [10.0.0.1]}`)}, ""},
+		"one was ready before it was made":                  {[]any{service("1", cause+`, tracehook.dev/caused-at: x`), stamped(t, "5", traceparent, "", strings.NewReplacer("@4@", "@1@", "@3@", "@0@").Replace(becameReadyAt4)), slice("6", "true", "")}, ""},
+		"one was ready at once, and another one comes late": {[]any{service("1", cause), stamped(t, "5", traceparent, "", strings.NewReplacer("@4@", "@1@", "@3@", "@0@").Replace(becameReadyAt4)), slice("6", "true", ""), ready, slice("7", "true", "")}, ""},
+	}
+	for name, test := range orders {
+		c := engine(t, nil)
+		for _, o := range test.seen {
+			again := *o.(*kept) // the handlers take away what it says
+			c.see(t.Context(), &again, false)
+		}
+		got := ""
+		for _, line := range strings.Split(c.handed(), "; ") {
+			if strings.HasPrefix(line, "get endpoint") {
+				got += line
+			}
+		}
+		if got != test.want {
+			t.Errorf("%s: told %q, want %q", name, got, test.want)
+		}
+	}
+
+	// After a mark nothing is told again, and what is gone is forgotten.
+	c := engine(t, Mark{"pods": 5, "services": 5, "endpointslices": 6})
+	for _, o := range []any{service("1", cause), ready, slice("6", "true", "")} {
+		again := *o.(*kept)
+		c.see(t.Context(), &again, true)
+	}
+	wantHanded(t, c, "")
+	for _, o := range []any{slice("6", "true", ""), service("1", cause), ready} {
+		c.gone(t.Context(), o)
+	}
+	if len(c.lives)+len(c.services)+len(c.becoming)+len(c.slices) != 0 {
+		t.Errorf("still known: %v %v %v %v", c.lives, c.services, c.becoming, c.slices)
 	}
 }

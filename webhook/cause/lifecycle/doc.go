@@ -31,8 +31,10 @@
 //	roll out              the stored cause                          complete, or ProgressDeadlineExceeded
 //	run Job               the stored cause, or creationTimestamp    Complete or Failed
 //	bind volume claim     creationTimestamp                         the status write that says Bound
+//	get endpoint          the stored cause of a Service             the first Ready of a Pod that is a ready endpoint of it
 //
-// A [Controller] tells of a claim only where a Pod waited for it.
+// A [Controller] tells of a claim only where a Pod waited for it, and of a Service only where it carries a cause and its first
+// ready endpoint is younger than that.
 //
 // A stage has a key ([Stage.Key]) that follows from the object alone. Two observers make the same keys.
 //

@@ -78,8 +78,9 @@ type subject struct {
 	own bool
 	// from is when its story begins: when the cause was stored, or the creation if that is later.
 	from time.Time
-	// These are a Pod's. deleted is zero until its deletion is asked for, scheduled until it has a node.
+	// These are a Pod's. deleted is zero until its deletion is asked for, scheduled until it has a node, ready until it is.
 	created, scheduled, deleted time.Time
+	ready                       time.Time // for the first time
 }
 
 // tell makes the span of a stage that has ended. late is for what ends so long after its cause that it has a trace of its
@@ -136,6 +137,8 @@ func (s *subject) attributes(stage Stage) []attribute.KeyValue {
 		a = append(a, semconv.K8SStatefulSetName(s.name), semconv.K8SStatefulSetUID(s.uid))
 	case "DaemonSet":
 		a = append(a, semconv.K8SDaemonSetName(s.name), semconv.K8SDaemonSetUID(s.uid))
+	case "Service":
+		a = append(a, semconv.K8SServiceName(s.name), semconv.K8SServiceUID(s.uid))
 	case "Job":
 		a = append(a, semconv.K8SJobName(s.name), semconv.K8SJobUID(s.uid))
 	}

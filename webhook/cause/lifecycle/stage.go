@@ -37,6 +37,7 @@ const (
 	RollOut            Name = "roll out"
 	RunJob             Name = "run Job"
 	BindVolumeClaim    Name = "bind volume claim"
+	GetEndpoint        Name = "get endpoint"
 )
 
 // A Stage is one step in the life of an object.

@@ -12,6 +12,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,6 +37,8 @@ type kept struct {
 	about string
 	// claims are the volume claims of a Pod, as namespace/name.
 	claims []string
+	// ready are the Pods that are ready endpoints, by UID, of the Service that about names. The handler takes them away.
+	ready []string
 }
 
 func (k *kept) GetNamespace() string       { return k.namespace }
@@ -118,11 +121,17 @@ type resource struct {
 	stages     func(obj any, keys []string) []Stage
 	// fields narrows what is watched.
 	fields string
+	// optional: without the right to read it everything else is told all the same.
+	optional bool
 	// nothing is what all that is kept of it shares.
 	nothing *metav1.ObjectMeta
 }
 
-const volumeClaims = "persistentvolumeclaims"
+const (
+	volumeClaims   = "persistentvolumeclaims"
+	services       = "services"
+	endpointSlices = "endpointslices"
+)
 
 // untold are the commonest Events about Pods, which say nothing that a Pod does not say.
 const untold = "involvedObject.kind=Pod,reason!=Scheduled,reason!=Created,reason!=Started,reason!=Killing"
@@ -148,6 +157,15 @@ func events(c kubernetes.Interface) resource {
 	})
 	r.fields = untold
 	return r
+}
+
+// endpoints are what Services have. They come after the Services and the Pods.
+func endpoints(c kubernetes.Interface) []resource {
+	none := func(any, []string) []Stage { return nil }
+	s := watched(services, "Service", &corev1.Service{}, c.CoreV1().Services("").List, c.CoreV1().Services("").Watch, func(*corev1.Service, []string) []Stage { return nil })
+	e := watched(endpointSlices, "EndpointSlice", &discoveryv1.EndpointSlice{}, c.DiscoveryV1().EndpointSlices("").List, c.DiscoveryV1().EndpointSlices("").Watch, func(*discoveryv1.EndpointSlice, []string) []Stage { return nil })
+	s.optional, e.optional, s.stages, e.stages = true, true, none, none
+	return []resource{s, e}
 }
 
 // watched takes the type out of what differs by type.
@@ -204,6 +222,10 @@ func (r resource) keep(obj any, keys []string) any {
 		k.news, k.about = packEnded(r.stages(obj, nil)), clone(string(e.InvolvedObject.UID))
 		return k
 	}
+	if e, ok := obj.(*discoveryv1.EndpointSlice); ok {
+		k.about, k.ready = e.Namespace+"/"+e.Labels[discoveryv1.LabelServiceName], readyPods(e)
+		return k
+	}
 	found, err := cause.Of(o, keys...)
 	if err != nil || !found.IsSampled() {
 		return k
@@ -222,10 +244,23 @@ func (r resource) keep(obj any, keys []string) any {
 			if s.Name == Schedule && s.Ended() && !s.Failed() {
 				k.subject.scheduled = s.End
 			}
+			if s.Name == StartPod && s.Ended() && !s.Failed() {
+				k.subject.ready = s.End
+			}
 		}
 		k.claims = claimsOf(p)
 	}
 	return k
+}
+
+// readyPods are the UIDs of the Pods that a slice calls ready. Endpoints that are no Pods have no time.
+func readyPods(e *discoveryv1.EndpointSlice) (uids []string) {
+	for _, endpoint := range e.Endpoints {
+		if ref := endpoint.TargetRef; ref != nil && ref.Kind == "Pod" && (endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready) {
+			uids = append(uids, clone(string(ref.UID)))
+		}
+	}
+	return uids
 }
 
 // claimsOf are the volume claims that a Pod needs, as namespace/name. That of an ephemeral volume is called after both.
