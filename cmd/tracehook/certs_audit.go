@@ -28,6 +28,7 @@ import (
 // certsAuditOptions are the flags of `certs audit`.
 type certsAuditOptions struct {
 	clusterFlags
+	contexts    *[]string
 	output      string
 	failOn      string
 	auditLog    string
@@ -52,6 +53,8 @@ cluster the addresses of pods are often out of reach: run it as a Job then
 (deploy/components/audit). A URL with a loopback address leads to the API server's own
 machine: it is not dialled from anywhere else.
 
+With several --context each cluster has its part of the report, also if another does not answer.
+
 Exit codes: 0 nothing at or above --fail-on, 1 something, 2 it could not run, or not
 look at everything and found nothing in the rest.`,
 		Example: "  tracehook certs audit\n  tracehook certs audit --fail-on error -o json\n  tracehook certs audit --audit-log /var/log/kubernetes/audit.log",
@@ -63,6 +66,7 @@ look at everything and found nothing in the rest.`,
 		},
 	}
 	o.bind(cmd, namespaceUsage{usage: "only what leads to Services of this `NAMESPACE` (default all)"})
+	o.contexts = o.bindContexts()
 	cmd.Flags().StringVarP(&o.output, "output", "o", "table", "`FORMAT` of the report: table, json or yaml")
 	cmd.Flags().StringVar(&o.failOn, "fail-on", "warning", "`SEVERITY` from which on the exit code is 1: info, warning or error")
 	cmd.Flags().StringVar(&o.auditLog, "audit-log", "", "the API server's audit log, a `FILE`: whom it blames is matched with the targets")
@@ -92,18 +96,59 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 			return usageError(fmt.Errorf("--audit-log: %w", err))
 		}
 	}
-	config, err := o.config() // without a limit: --parallel is it
-	if err != nil {
+	names := *o.contexts
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	documents, errs := make([]auditDocument, len(names)), make([]error, len(names))
+	for i, name := range names { // one after the other: --parallel is of this machine
+		cluster := &o.clusterFlags
+		if len(names) > 1 {
+			cluster = o.of(name)
+		}
+		d := auditDocument{TypeMeta: typeMeta(kindAudit), Context: name}
+		if d.AuditReport, errs[i] = auditCluster(ctx, o, cluster, now, errOut); errs[i] != nil {
+			d.Error, d.Incomplete = errs[i].Error(), true
+			if name != "" {
+				errs[i] = fmt.Errorf("context %s: %w", name, errs[i])
+			}
+		}
+		d.Blame(blamed)
+		documents[i] = d
+	}
+	if len(names) == 1 && errs[0] != nil {
+		return usageError(errs[0])
+	}
+	if err := write(out, documents); err != nil {
+		return &exitError{code: exitUsage, err: fmt.Errorf("write report: %w", err)}
+	}
+	err = errors.Join(errs...)
+	switch {
+	case slices.ContainsFunc(documents, func(d auditDocument) bool { return d.Worst >= failOn }):
+		return &exitError{code: exitFailed, err: err}
+	case err != nil:
 		return usageError(err)
+	case slices.ContainsFunc(documents, func(d auditDocument) bool { return d.Incomplete }):
+		return &exitError{code: exitUsage, err: errors.New("the audit is not complete: see the problems in the report")}
+	}
+	return nil
+}
+
+// auditCluster looks at one cluster.
+func auditCluster(ctx context.Context, o certsAuditOptions, cluster *clusterFlags, now time.Time, errOut io.Writer) (certs.AuditReport, error) {
+	nothing := certs.AuditReport{Time: now, Targets: []certs.TargetReport{}}
+	config, err := cluster.config() // without a limit: --parallel is it
+	if err != nil {
+		return nothing, err
 	}
 	config.UserAgent = "tracehook-certs-audit"
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return usageError(fmt.Errorf("make client: %w", err))
+		return nothing, fmt.Errorf("make client: %w", err)
 	}
 	objects, err := dynamic.NewForConfig(config)
 	if err != nil {
-		return usageError(fmt.Errorf("make client: %w", err))
+		return nothing, fmt.Errorf("make client: %w", err)
 	}
 	roots, rootsErr := x509.SystemCertPool()
 
@@ -116,7 +161,7 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 	})
 	wipe()
 	if err != nil {
-		return &exitError{code: exitUsage, err: err}
+		return report, err
 	}
 	if rootsErr != nil {
 		report.Problems = append(report.Problems, fmt.Sprintf("read the system's root certificates: %v", rootsErr))
@@ -124,17 +169,7 @@ func auditCerts(ctx context.Context, o certsAuditOptions, now time.Time, out, er
 	if report.Counters, err = auditCounters(ctx, clients); err != nil {
 		report.Problems = append(report.Problems, err.Error())
 	}
-	report.Blame(blamed)
-	if err := write(out, report); err != nil {
-		return &exitError{code: exitUsage, err: fmt.Errorf("write report: %w", err)}
-	}
-	switch {
-	case report.Worst >= failOn:
-		return &exitError{code: exitFailed}
-	case report.Incomplete:
-		return &exitError{code: exitUsage, err: errors.New("the audit is not complete: see the problems in the report")}
-	}
-	return nil
+	return report, nil
 }
 
 func auditCounters(ctx context.Context, clients kubernetes.Interface) ([]certs.CounterValue, error) {
@@ -163,12 +198,29 @@ func auditProgress(w io.Writer) (progress func(done, total int), wipe func()) {
 		func() { fmt.Fprint(w, "\r\x1b[K") }
 }
 
-func auditWriter(format string, colour bool) (func(io.Writer, certs.AuditReport) error, error) {
+func auditWriter(format string, colour bool) (func(io.Writer, []auditDocument) error, error) {
 	switch format {
 	case "table":
-		return func(w io.Writer, r certs.AuditReport) error { return writeAuditTable(w, r, colour) }, nil
+		return func(w io.Writer, documents []auditDocument) error {
+			for i, d := range documents {
+				if len(documents) > 1 {
+					fmt.Fprintf(w, "%sCONTEXT %s\n", strings.Repeat("\n", min(i, 1)), printable(d.Context))
+				}
+				if d.Error != "" {
+					fmt.Fprintf(w, "not looked at: %s\n", printable(oneLine(d.Error)))
+				} else if err := writeAuditTable(w, d.AuditReport, colour); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil
 	case "json", "yaml":
-		return func(w io.Writer, r certs.AuditReport) error { return writeMachine(w, format, r) }, nil
+		return func(w io.Writer, documents []auditDocument) error {
+			if len(documents) == 1 {
+				return writeMachine(w, format, documents[0])
+			}
+			return writeMachine(w, format, auditList{typeMeta(kindAuditList), documents})
+		}, nil
 	}
 	return nil, checkChoice("output", format, "table", "json", "yaml")
 }

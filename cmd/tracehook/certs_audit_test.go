@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -215,6 +216,67 @@ func TestExitCodesOfTheAudit(t *testing.T) {
 			}
 			if errs.Len() > 0 {
 				t.Errorf("written to stderr: %q", &errs)
+			}
+		})
+	}
+}
+
+func TestSeveralContextsAreAuditedAndOneThatDoesNotAnswerHidesNone(t *testing.T) {
+	file := func(kubeconfig string) string {
+		text, err := os.ReadFile(kubeconfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, url, _ := strings.Cut(string(text), `{server: "`)
+		url, _, _ = strings.Cut(url, `"`)
+		return url
+	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	text := "apiVersion: v1\nkind: Config\ncontexts: [{name: good, context: {cluster: good}}, {name: bad, context: {cluster: bad}}, {name: dead, context: {cluster: dead}}]\nclusters:\n"
+	for name, url := range map[string]string{"good": file(apiServer(t, nil)), "bad": file(apiServer(t, map[string]string{mutatingPath: unreachableHook})), "dead": "http://127.0.0.1:1"} {
+		text += fmt.Sprintf("- {name: %s, cluster: {server: %q}}\n", name, url)
+	}
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		contexts []string
+		code     int
+		says     string // the error
+		worst    []string
+	}{
+		{[]string{"dead", "good"}, 2, "context dead: ", []string{"healthy", "healthy"}},
+		{[]string{"good", "dead", "bad"}, 1, "context dead: ", []string{"healthy", "healthy", "error"}},
+		{[]string{"good", "nowhere"}, 2, "context nowhere: ", []string{"healthy", "healthy"}},
+		{[]string{"good", "good"}, 0, "named twice", nil},
+	} {
+		t.Run(strings.Join(c.contexts, " "), func(t *testing.T) {
+			var out bytes.Buffer
+			args := []string{"tracehook", "certs", "audit", "--on-api-server", "--kubeconfig", kubeconfig, "-o", "json"}
+			for _, name := range c.contexts {
+				args = append(args, "--context", name)
+			}
+			err := run(t.Context(), args, nil, &out, &out)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("error %v, want %q in it", err, c.says)
+			}
+			if c.worst == nil {
+				return
+			}
+			if code := exitCode(err, &bytes.Buffer{}); code != c.code {
+				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			wantDocument(t, kindAuditList, out.Bytes())
+			var list auditList
+			if err := json.Unmarshal(out.Bytes(), &list); err != nil {
+				t.Fatal(err)
+			}
+			for i, name := range c.contexts {
+				d := list.Items[i]
+				unreachable := name == "dead" || name == "nowhere"
+				if d.Context != name || d.Worst.String() != c.worst[i] || (d.Error != "") != unreachable || d.Incomplete != unreachable {
+					t.Errorf("%s: context %q, worst %s, error %q, incomplete %t", name, d.Context, d.Worst, d.Error, d.Incomplete)
+				}
 			}
 		})
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tracehook/tracehook/certs"
 )
@@ -81,10 +82,11 @@ Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 
 // issueReport is what was made.
 type issueReport struct {
-	For       string   `json:"for"`
-	Directory string   `json:"directory"`
-	Names     []string `json:"names,omitempty"`
-	IPs       []net.IP `json:"ips,omitempty"`
+	metav1.TypeMeta `json:",inline"`
+	For             string   `json:"for"`
+	Directory       string   `json:"directory"`
+	Names           []string `json:"names,omitempty"`
+	IPs             []net.IP `json:"ips,omitempty"`
 
 	Certificate issuedCertificate `json:"certificate"`
 	CA          issuedCertificate `json:"ca"`
@@ -154,7 +156,8 @@ func issueCerts(ctx context.Context, o certsIssueOptions, now time.Time, out, er
 	}
 	in := func(file string) string { return filepath.Join(o.dir, file) }
 	report := issueReport{
-		For: subject.text, Directory: o.dir, Names: subject.names, IPs: subject.ips,
+		TypeMeta: typeMeta(kindIssued),
+		For:      subject.text, Directory: o.dir, Names: subject.names, IPs: subject.ips,
 		Certificate: issuedCertificate{in("tls.crt"), in("tls.key"), certs.Fingerprint(leaf.Certificate), leaf.Certificate.NotAfter},
 		CA:          issuedCertificate{in("ca.crt"), in("ca.key"), certs.Fingerprint(ca.Certificate), ca.Certificate.NotAfter},
 		Next:        nextCommands(subject, in),

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
@@ -102,10 +103,19 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 
 // migrateDocument is what machines read.
 type migrateDocument struct {
-	Plan    certs.MigratePlan     `json:"plan"`
-	Targets []certs.MigrateTarget `json:"targets,omitempty"` // before
-	Applied bool                  `json:"applied"`
-	Error   string                `json:"error,omitempty"`
+	metav1.TypeMeta `json:",inline"`
+	Plan            certs.MigratePlan     `json:"plan"`
+	Targets         []certs.MigrateTarget `json:"targets,omitempty"` // before
+	Applied         bool                  `json:"applied"`
+	Error           string                `json:"error,omitempty"`
+}
+
+// write gives a list that is empty, not null, where nothing is to be done.
+func (d migrateDocument) write(w io.Writer, format string) error {
+	if d.Plan.Steps == nil {
+		d.Plan.Steps = []certs.PlannedStep{}
+	}
+	return writeMachine(w, format, d)
 }
 
 func (o *certsMigrateOptions) validate() error {
@@ -175,7 +185,7 @@ func runMigration(ctx context.Context, o certsMigrateOptions, migration *certs.M
 		}
 	}
 	progress.steps = plan.Steps
-	document := migrateDocument{Plan: plan, Targets: targets, Applied: o.apply}
+	document := migrateDocument{TypeMeta: typeMeta(kindMigration), Plan: plan, Targets: targets, Applied: o.apply}
 	if o.output == "table" {
 		if err := writeMigratePlan(out, plan, targets, !o.apply, colours(out)); err != nil {
 			return usageError(fmt.Errorf("write plan: %w", err))
@@ -201,7 +211,7 @@ func runMigration(ctx context.Context, o certsMigrateOptions, migration *certs.M
 		fmt.Fprintln(out, "done")
 	}
 	if o.output != "table" {
-		if err := writeMachine(out, o.output, document); err != nil {
+		if err := document.write(out, o.output); err != nil {
 			return usageError(fmt.Errorf("write report: %w", err))
 		}
 	}

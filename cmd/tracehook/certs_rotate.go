@@ -170,7 +170,7 @@ func findLeader(ctx context.Context, clients kubernetes.Interface, namespace str
 func statusMachine(w io.Writer, format string) func(certs.Status) error {
 	if format == "yaml" {
 		return func(s certs.Status) error {
-			text, err := yaml.Marshal(s)
+			text, err := yaml.Marshal(newStatusDocument(s))
 			if err != nil {
 				return err
 			}
@@ -179,7 +179,7 @@ func statusMachine(w io.Writer, format string) func(certs.Status) error {
 		}
 	}
 	encoder := json.NewEncoder(w)
-	return func(s certs.Status) error { return encoder.Encode(s) }
+	return func(s certs.Status) error { return encoder.Encode(newStatusDocument(s)) }
 }
 
 // statusText writes what is new in a status, for people: a step once when it is begun, and once more if it ends a phase.

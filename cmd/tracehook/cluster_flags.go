@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -177,4 +178,43 @@ func (c *clusterFlags) process() (*rest.Config, error) {
 		return clientconfig.GetConfig()
 	}
 	return c.config()
+}
+
+// contexts is the value of a --context that may be repeated.
+type contexts struct {
+	names *[]string
+	first *string
+}
+
+func (c contexts) String() string { return strings.Join(*c.names, ",") }
+func (c contexts) Type() string   { return "string" }
+
+func (c contexts) Set(name string) error {
+	if slices.Contains(*c.names, name) {
+		return fmt.Errorf("%q is named twice", name)
+	}
+	*c.names = append(*c.names, name)
+	*c.first = (*c.names)[0]
+	return nil
+}
+
+// bindContexts lets --context be repeated. bind comes first.
+func (c *clusterFlags) bindContexts() *[]string {
+	names := new([]string)
+	flag := c.flags.Lookup("context")
+	flag.Value = contexts{names, c.Context}
+	flag.Usage = "`NAME` of the kubeconfig's context; may be repeated, for several clusters (default its current one)"
+	return names
+}
+
+// of is the same flags for another context: what a client was made of is kept in them.
+func (c *clusterFlags) of(context string) *clusterFlags {
+	other := genericclioptions.NewConfigFlags(true)
+	other.CacheDir, other.KubeConfig, other.ClusterName, other.AuthInfoName = c.CacheDir, c.KubeConfig, c.ClusterName, c.AuthInfoName
+	other.Context, other.Namespace, other.APIServer, other.TLSServerName = &context, c.Namespace, c.APIServer, c.TLSServerName
+	other.Insecure, other.CertFile, other.KeyFile, other.CAFile = c.Insecure, c.CertFile, c.KeyFile, c.CAFile
+	other.BearerToken, other.Impersonate, other.ImpersonateUID = c.BearerToken, c.Impersonate, c.ImpersonateUID
+	other.ImpersonateGroup, other.ImpersonateUserExtra, other.Username, other.Password = c.ImpersonateGroup, c.ImpersonateUserExtra, c.Username, c.Password
+	other.Timeout, other.DisableCompression, other.WrapConfigFn = c.Timeout, c.DisableCompression, c.WrapConfigFn
+	return &clusterFlags{ConfigFlags: other, flags: c.flags}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -123,9 +124,13 @@ func (c *serveConfig) validate() error {
 func (c *serveConfig) certFile() string { return filepath.Join(c.CertPath, c.CertName) }
 func (c *serveConfig) keyFile() string  { return filepath.Join(c.CertPath, c.CertKey) }
 
+// mostClusterName is in bytes: the name is in every batch of spans.
+const mostClusterName = 253
+
 // processConfig is what every command that goes on running can be told.
 type processConfig struct {
 	API            clusterFlags
+	ClusterName    string // "": as OTEL_RESOURCE_ATTRIBUTES say
 	HealthAddress  string // host:port, or "0" for none
 	MetricsAddress string // host:port, or "0" for none
 	MetricsSecure  bool
@@ -141,6 +146,7 @@ func (c *processConfig) bind(f *pflag.FlagSet) {
 	f.BoolVar(&c.MetricsSecure, "metrics-secure", false, "serve /metrics over TLS; the shipped manifests do")
 	f.BoolVar(&c.MetricsAuth, "metrics-auth", false, "answer /metrics only to those who may get it, as the API server knows them by their bearer token; needs --metrics-secure, and the shipped manifests have it")
 	f.DurationVar(&c.FlushTimeout, "flush-timeout", 5*time.Second, "how long the last spans may take to be exported at the end")
+	f.StringVar(&c.ClusterName, "cluster-name", "", "`NAME` of this cluster among others: k8s.cluster.name of spans and metrics, unless OTEL_RESOURCE_ATTRIBUTES has it")
 	f.StringVar(&c.LogFormat, "log-format", "json", "json or text")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	c.API.bindProcess(f)
@@ -158,6 +164,9 @@ func (c *processConfig) validate() error {
 	}
 	if c.MetricsAuth && !c.MetricsSecure {
 		errs = append(errs, errors.New("--metrics-auth needs --metrics-secure: bearer tokens must not travel in the clear"))
+	}
+	if len(c.ClusterName) > mostClusterName || strings.ContainsFunc(c.ClusterName, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		errs = append(errs, fmt.Errorf("--cluster-name %q: want at most %d printable characters", c.ClusterName, mostClusterName))
 	}
 	if c.FlushTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("--flush-timeout %s: want more than 0", c.FlushTimeout))

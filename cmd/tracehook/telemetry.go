@@ -51,6 +51,8 @@ type telemetryOptions struct {
 	// ServiceName is the resource's service.name unless OTEL_SERVICE_NAME or
 	// OTEL_RESOURCE_ATTRIBUTES say otherwise.
 	ServiceName string
+	// ClusterName is the resource's k8s.cluster.name unless OTEL_RESOURCE_ATTRIBUTES has one. "": none.
+	ClusterName string
 	// Registry receives the metrics for /metrics. Nil: no metrics are kept.
 	Registry prometheus.Registerer
 	// MaxSampledRate caps the spans that start here sampled, in requests a second;
@@ -106,9 +108,13 @@ func startTelemetry(ctx context.Context, o telemetryOptions) (*telemetry, error)
 		return t, nil
 	}
 
+	self := []attribute.KeyValue{semconv.ServiceName(o.ServiceName), semconv.ServiceVersion(version())}
+	if o.ClusterName != "" {
+		self = append(self, semconv.K8SClusterName(o.ClusterName))
+	}
 	res, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
-		resource.WithAttributes(semconv.ServiceName(o.ServiceName), semconv.ServiceVersion(version())),
+		resource.WithAttributes(self...),
 		resource.WithFromEnv(), // last: what the operator says wins
 	)
 	if err != nil {
@@ -266,6 +272,7 @@ func newTelemetryErrorLog(log *slog.Logger) func(error) {
 
 // startProcessTelemetry is startTelemetry for a command that goes on running; flush is for its end.
 func startProcessTelemetry(ctx context.Context, service string, config processConfig, o telemetryOptions, log *slog.Logger) (_ *telemetry, flush func(), err error) {
+	o.ClusterName = config.ClusterName
 	o.ServiceName, o.Registry, o.OnError = service, ctrlmetrics.Registry, newTelemetryErrorLog(log)
 	t, err := startTelemetry(ctx, o)
 	if err != nil {

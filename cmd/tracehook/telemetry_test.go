@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -77,5 +79,43 @@ func TestABlackHoleForACollectorHoldsNothingUp(t *testing.T) {
 				t.Errorf("got %v, want that spans were lost because of the deadline", err)
 			}
 		})
+	}
+}
+
+func TestTheClusterNameIsOfEverySpanAndMetricUnlessTheEnvironmentSaysAnother(t *testing.T) {
+	for _, c := range []struct{ flag, variable, want string }{
+		{"east", "", "east"},
+		{"east", "k8s.cluster.name=west", "west"},
+		{"", "k8s.cluster.name=west", "west"},
+		{"", "", ""},
+	} {
+		t.Setenv("OTEL_RESOURCE_ATTRIBUTES", c.variable)
+		t.Setenv("OTEL_TRACES_EXPORTER", "none")
+		spans, registry := tracetest.NewSpanRecorder(), prometheus.NewRegistry()
+		telemetry, err := startTelemetry(t.Context(), telemetryOptions{ServiceName: "s", ClusterName: c.flag, Registry: registry, Processor: spans, OnError: func(err error) { t.Error(err) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, span := telemetry.tracerProvider.Tracer("").Start(t.Context(), "x")
+		span.End()
+		got, _ := spans.Ended()[0].Resource().Set().Value("k8s.cluster.name")
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		label := ""
+		for _, f := range families {
+			for _, l := range f.GetMetric()[0].GetLabel() {
+				if f.GetName() == "target_info" && l.GetName() == "k8s_cluster_name" {
+					label = l.GetValue()
+				}
+			}
+		}
+		if got.AsString() != c.want || label != c.want {
+			t.Errorf("--cluster-name %q and OTEL_RESOURCE_ATTRIBUTES=%q: spans have %q, metrics %q, want %q", c.flag, c.variable, got.AsString(), label, c.want)
+		}
+		if err := telemetry.shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -1,12 +1,13 @@
 // This file is the report as data: a Report comes in, a document goes out whose
 // JSON is a stable schema. Errors: the writer's, and a counter that is no number.
 //
-// # Schema tracehook.dev/report/v1
+// # The kind TraceReport of tracehook.dev/v1alpha1
 //
 // Fields are only ever added under this name. What is empty is left out, but for
 // numbers and for the lists "sections" and "spans".
 //
-//	schema     "tracehook.dev/report/v1"
+//	apiVersion "tracehook.dev/v1alpha1"
+//	kind       "TraceReport"
 //	title, summary
 //	generated  RFC 3339, UTC
 //	facts      [{name, value}]
@@ -46,16 +47,24 @@ import (
 	"github.com/tracehook/tracehook/cmd/tracehook/tracestore"
 )
 
-const schema = "tracehook.dev/report/v1"
+// Kind is what the document calls itself.
+const (
+	apiVersion = "tracehook.dev/v1alpha1"
+	Kind       = "TraceReport"
+)
+
+// Document is what JSON writes, for those who describe it.
+type Document = document
 
 type (
 	document struct {
-		Schema    string            `json:"schema"`
-		Title     string            `json:"title,omitempty"`
-		Summary   string            `json:"summary,omitempty"`
-		Generated time.Time         `json:"generated"`
-		Facts     []documentFact    `json:"facts,omitempty"`
-		Sections  []documentSection `json:"sections"`
+		APIVersion string            `json:"apiVersion"`
+		Kind       string            `json:"kind"`
+		Title      string            `json:"title,omitempty"`
+		Summary    string            `json:"summary,omitempty"`
+		Generated  time.Time         `json:"generated"`
+		Facts      []documentFact    `json:"facts,omitempty"`
+		Sections   []documentSection `json:"sections"`
 	}
 	documentFact struct {
 		Name  string `json:"name"`
@@ -136,7 +145,7 @@ func JSON(w io.Writer, r Report) error {
 
 func newDocument(r Report) document {
 	d := document{
-		Schema: schema, Title: r.Title, Summary: r.Summary, Generated: r.Generated.UTC(),
+		APIVersion: apiVersion, Kind: Kind, Title: r.Title, Summary: r.Summary, Generated: r.Generated.UTC(),
 		Facts: documentFacts(r.Facts), Sections: []documentSection{},
 	}
 	for _, s := range r.Sections {
