@@ -73,7 +73,7 @@ func TestEveryKindOfDocumentHasASchemaThatIsAsTheTypeIs(t *testing.T) {
 	for kind := range documents {
 		file, want := filepath.Join(schemaFolder, kind+".json"), schemaOf(t, kind)
 		if *update {
-			if err := os.WriteFile(file, want, 0o644); err != nil {
+			if err := os.WriteFile(file, want, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -57,7 +57,7 @@ func TestThePageOnStabilityListsEveryNameThatTheProgramHas(t *testing.T) {
 		text = before + begin + want + end + after
 	}
 	if *update {
-		if err := os.WriteFile(stabilityPage, []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(stabilityPage, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
