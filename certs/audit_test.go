@@ -288,7 +288,7 @@ func TestWhatCannotBeLookedAtIsSaidBesideTheRest(t *testing.T) {
 	forbidden := func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, errors.New("forbidden") }
 	clients.PrependReactor("list", "mutatingwebhookconfigurations", forbidden)
 	clients.PrependReactor("get", "services", forbidden)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	report, err := certs.Audit(ctx, certs.AuditOptions{Clients: clients, Dynamic: objectsOf(), Now: now,
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -337,7 +337,7 @@ func TestAServerThatDoesNotSpeakTLSIsNamed(t *testing.T) {
 		}
 	}()
 	clients := fake.NewClientset(webhook("plain", admissionv1.WebhookClientConfig{URL: new("https://" + listener.Addr().String())}))
-	report, err := certs.Audit(t.Context(), certs.AuditOptions{Clients: clients, Dynamic: objectsOf(), Now: now, DialTimeout: time.Second, OnAPIServer: true})
+	report, err := certs.Audit(t.Context(), certs.AuditOptions{Clients: clients, Dynamic: objectsOf(), Now: now, DialTimeout: time.Minute, OnAPIServer: true})
 	if err != nil {
 		t.Fatal(err)
 	}

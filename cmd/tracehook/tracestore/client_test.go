@@ -70,7 +70,7 @@ func TestWaitReturnsWhatArrivedAndTheLastReason(t *testing.T) {
 	}))
 	defer jaeger.Close()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	client := &tracestore.Client{BaseURL: jaeger.URL, Every: time.Millisecond}
 	trace, err := client.Wait(ctx, "0af7651916cd43dd8448eb211c80319c", func(tracestore.Trace) error { return incomplete })
