@@ -145,7 +145,7 @@ func TestEachServiceAccountHasTheRightsThatItNeedsAndNoOthers(t *testing.T) {
 			{"tracehook-metrics-reader", []string{"get /metrics"}, slices.Concat(lineage, authority, reviews)},
 		}},
 		{[]string{"certs-managed", "lifecycle"}, []account{
-			{"tracehook-lifecycle", slices.Concat(objects, reviews, []string{leases, "get,update leases.coordination.k8s.io/tracehook-lifecycle tracehook-system"}),
+			{"tracehook-lifecycle", slices.Concat(objects, reviews, []string{"list,watch services tracehook-system", leases, "get,update leases.coordination.k8s.io/tracehook-lifecycle tracehook-system"}),
 				slices.Concat(lineage, readiness, theSecrets, bundles, apiServers, []string{"get /metrics", "get,update leases.coordination.k8s.io/tracehook-certs tracehook-system", "patch,delete leases.coordination.k8s.io/tracehook-lifecycle tracehook-system"})},
 			{"tracehook", slices.Concat(lineage, authority, reviews), objects},
 		}},
