@@ -18,9 +18,12 @@ FUZZTIME ?= 10s
 AGAIN := $(CURDIR)/out/again
 GOTEST = mkdir -p $(AGAIN) && $(BIN)/gotestsum $(if $(CI),--rerun-fails=2 --rerun-fails-max-failures=3 --rerun-fails-run-root-test --rerun-fails-report=$(AGAIN)/$@-$(1).txt)
 # Modules of their own beside the product's.
-MODULES := .ci/actionlint .ci/gotestsum .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/flux e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/policy e2e/controlplane/prometheus
+MODULES := .ci/actionlint .ci/gotestsum .ci/helm-docs .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/flux e2e/controlplane/helm e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/policy e2e/controlplane/prometheus
 
 export CGO_ENABLED := 0
+
+# What a chart's values mean, as a page.
+HELM_DOCS = $(BIN)/helm-docs --chart-search-root deploy/chart --template-files README.md.gotmpl --log-level warning
 
 # Two of these at once only take each other's processor, and mix their output.
 .NOTPARALLEL:
@@ -48,7 +51,7 @@ build: ## Build bin/tracehook
 	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $(BIN)/tracehook ./cmd/tracehook
 
 .PHONY: controlplane
-controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger, Prometheus and what applies as Flux does (about 21 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
+controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger, Prometheus, Helm and what applies as Flux does (about 22 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
 	@e2e/controlplane/build.sh
 
 .PHONY: otelcol jaeger prometheus promtool
@@ -69,8 +72,9 @@ dist: ## Build what a release attaches into out/dist: archives, kubectl plugin, 
 	@VERSION="$(VERSION)" IMAGE="$(IMAGE)" .ci/dist
 
 .PHONY: manifests
-manifests: ## Render deploy/install.yaml anew
+manifests: $(BIN)/helm-docs ## Render deploy/install.yaml anew, and what the Helm chart has of manifests and documentation
 	@deploy/render.sh
+	@$(HELM_DOCS)
 
 ##@ Check
 
@@ -151,14 +155,16 @@ vuln: $(BIN)/govulncheck ## Known vulnerabilities in what we import (asks vuln.g
 	@$(BIN)/govulncheck ./...
 
 .PHONY: verify
-verify: ## Whatever can be generated or tidied is as it should be
+verify: $(BIN)/helm-docs ## Whatever can be generated or tidied is as it should be
 	@echo "==> go.mod and go.sum are tidy"
 	@go mod tidy -diff
 	@for module in $(MODULES); do go -C $$module mod tidy -diff; done
 	@echo "==> the Collector's modules are what builder.yaml gives"
 	@e2e/controlplane/collector/lock.sh --check
-	@echo "==> deploy/install.yaml is what overlays/split renders"
+	@echo "==> deploy/install.yaml and the chart's manifests are what deploy/ gives"
 	@deploy/render.sh --check
+	@echo "==> the chart's README is what its values say"
+	@$(HELM_DOCS) --dry-run | diff -u deploy/chart/README.md -
 	@go -C e2e/controlplane/crds mod verify >/dev/null # not in MODULES: nothing is imported there, and tidying would empty it
 
 $(BIN)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
@@ -167,6 +173,9 @@ $(BIN)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
 
 $(BIN)/gotestsum: .ci/gotestsum/go.mod .ci/gotestsum/go.sum
 	@go -C .ci/gotestsum build -trimpath -ldflags "-s -w" -o $@ gotest.tools/gotestsum
+
+$(BIN)/helm-docs: .ci/helm-docs/go.mod .ci/helm-docs/go.sum
+	@go -C .ci/helm-docs build -trimpath -ldflags "-s -w" -o $@ github.com/norwoodj/helm-docs/cmd/helm-docs
 
 $(BIN)/actionlint: .ci/actionlint/go.mod .ci/actionlint/go.sum
 	@go -C .ci/actionlint build -trimpath -ldflags "-s -w" -o $@ github.com/rhysd/actionlint/cmd/actionlint

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Renders overlays/split to install.yaml, the one file of a release.
+# Renders overlays/split to install.yaml, the one file of a release, and copies what the Helm chart is made of to chart/manifests.
 #
-#   render.sh            renew install.yaml
-#   render.sh --check    exit 1, with the difference, if install.yaml is not what overlays/split gives
+#   render.sh            renew both
+#   render.sh --check    exit 1, with the difference, if one of them is not what base, components and overlays/split give
 #
 # $KUBECTL, or bin/kubectl of this repository, which is built if it is not there: another version may write the same in
 # another order.
@@ -19,8 +19,20 @@ trap 'rm -rf "$work"' EXIT
   echo "# Rendered from deploy/overlays/split by deploy/render.sh; change it there."
   "$kubectl" kustomize overlays/split
 } >"$work/install.yaml"
+# The chart has no manifests of its own. Copies, and no links: Flux leaves links out of what it fetches.
+for dir in base components/*; do
+  case ${dir#components/} in collector | jaeger | release) continue ;; esac # demos, and what the chart's labels say
+  for file in "$dir"/*.{yaml,json}; do
+    if [[ ! -f $file || $file == */kustomization.yaml || $file == base/namespace.yaml ]]; then continue; fi
+    mkdir -p "$work/manifests/${dir#components/}"
+    cp "$file" "$work/manifests/${dir#components/}"
+  done
+done
 if [[ ${1:-} == --check ]]; then
   diff -u install.yaml "$work/install.yaml"
+  diff -ur chart/manifests "$work/manifests"
 else
   cp "$work/install.yaml" install.yaml
+  rm -rf chart/manifests
+  cp -r "$work/manifests" chart/manifests
 fi

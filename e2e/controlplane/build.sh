@@ -3,7 +3,7 @@
 #
 #   build.sh [NAME...]     default: all of them
 #
-# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in node/, in policy/, in flux/ (main.go too) and in collector/; collector/builder.yaml.
+# In:  go.mod and go.sum here, in jaeger/, in prometheus/, in helm/, in node/, in policy/, in flux/ (main.go too) and in collector/; collector/builder.yaml.
 # Out: BIN/NAME (BIN: bin/ at the repository root, or $BIN) and BIN/.stamps/NAME, a hash of everything that the
 #      program was built from. A program whose stamp is still right is not built again.
 # KUBERNETES: another version of Kubernetes, one of kubernetes-*/ here (1.28, for example). Then only its API server, controllers and
@@ -15,7 +15,7 @@ export LC_ALL=C
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 bin=${BIN:-$root/bin}
-all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool flux-apply)
+all=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl otelcol jaeger prometheus promtool helm3 helm4 flux-apply)
 nodes=(kubelet kube-proxy containerd containerd-shim-runc-v2 ctr ptp host-local kube-router)
 if [[ $(go env GOOS) == linux ]]; then all+=("${nodes[@]}"); fi # they are nowhere else
 pinned=$here
@@ -65,6 +65,12 @@ describe() {
   flux-apply)
     module=$here/flux package=. about="half a minute"
     shown=$(version "$module" github.com/fluxcd/pkg/ssa) ;;
+  helm3 | helm4)
+    module=$here/helm package=helm.sh/helm/v${1#helm}/cmd/helm about="1 min"
+    shown=$(version "$module" helm.sh/helm/v${1#helm})
+    # What `go build` cannot know, and Helm's own Makefile stamps in.
+    stamp=helm.sh/helm/v${1#helm}/internal/version
+    ldflags="$ldflags -X $stamp.version=$shown -X $stamp.gitTreeState=clean" ;;
   containerd | containerd-shim-runc-v2 | ctr)
     module=$here/node package=github.com/containerd/containerd/v2/cmd/$1 about="half a minute"
     shown=$(version "$module" github.com/containerd/containerd/v2)

@@ -47,6 +47,20 @@ func TestWhatAReleaseAttachesIsWhole(t *testing.T) {
 		}
 	}
 
+	charts, err := filepath.Glob(filepath.Join(first, "tracehook-*.tgz"))
+	if err != nil || len(charts) != 1 {
+		t.Fatalf("the charts are %q (%v), want one", charts, err)
+	}
+	content, err := exec.Command("tar", "-tzf", charts[0]).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, content)
+	}
+	for _, name := range []string{"Chart.yaml", "values.yaml", "values.schema.json", "README.md", "values-eks.yaml", "templates/webhook.yaml", "manifests/base/deployment.yaml"} {
+		if !strings.Contains(string(content), "tracehook/"+name+"\n") {
+			t.Errorf("%s is not in the chart:\n%s", name, content)
+		}
+	}
+
 	raw, err := os.ReadFile(filepath.Join(first, "krew.yaml"))
 	if err != nil {
 		t.Fatal(err)
