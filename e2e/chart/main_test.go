@@ -20,7 +20,7 @@ import (
 
 const namespace = "tracehook-system"
 
-// versions are the Helms that are in use.
+// versions are the Helms that are in use, as bin/ has them.
 var versions = []string{"helm3", "helm4"}
 
 // deploy is the directory, and chart that in it.
