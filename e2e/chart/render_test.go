@@ -34,7 +34,7 @@ var addOns = []struct{ component, values string }{
 	{"mtls", "mtls: {enabled: true}"},
 }
 
-// notInTheChart are components for which there are no values.
+// notInTheChart are components that no value adds.
 var notInTheChart = []string{
 	"certs-rights", "release", // parts of others
 	"check",               // `helm test` is it
