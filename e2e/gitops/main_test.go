@@ -32,7 +32,7 @@ func prepare(ctx context.Context, c *cluster.Cluster) error {
 	}
 	// Service default/kubernetes has no endpoints here, and ours is an ExternalName without a port 443.
 	if _, err := c.StartWebhook(ctx, cluster.WebhookOptions{Port: ports[0], Args: []string{
-		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", ports[0]), "--apiserver=" + c.First().URL, "--rotation-soak=1s", "--stamp=always",
+		"--certs=managed", fmt.Sprintf("--service=tracehook:%d", ports[0]), "--api-server=" + c.First().URL, "--rotation-soak=1s", "--stamp=always",
 	}}); err != nil {
 		return err
 	}
