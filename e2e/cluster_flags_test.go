@@ -49,7 +49,7 @@ func TestKubectlsFlagsMeanTheSameOnEveryCommand(t *testing.T) {
 		"explain":       {[]string{"explain", "configmap/here", "-n", namespace.Name}, "ConfigMap"},
 		"certs audit":   {[]string{"certs", "audit", "--fail-on", "error"}, "SERVER NAME"},
 		"certs migrate": {[]string{"certs", "migrate", "mutatingwebhookconfiguration/tracehook"}, "MutatingWebhookConfiguration/tracehook"},
-		"certs issue":   {[]string{"certs", "issue", "--for", "mutatingwebhookconfiguration/tracehook", "--force", "--out", filepath.Join(t.TempDir(), "pki")}, "ca.crt"},
+		"certs issue":   {[]string{"certs", "issue", "--for", "mutatingwebhookconfiguration/tracehook", "--force", "--output-dir", filepath.Join(t.TempDir(), "pki")}, "ca.crt"},
 		"certs rotate":  {[]string{"certs", "rotate", "-n", namespace.Name}, "nobody to ask: there is no Lease tracehook-certs in namespace " + namespace.Name},
 	}
 	for name, flags := range map[string]struct {
