@@ -49,7 +49,7 @@ func install(ctx context.Context, c *cluster.Cluster) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := c.InstallWebhookWith(ctx, cluster.InstallOptions{Port: webhook.Port, CABundle: bundle, Components: []string{"env-injection"}}); err != nil {
+	if err := c.InstallWebhookWith(ctx, cluster.InstallOptions{Port: webhook.Port, CABundle: bundle, Components: []string{"env-injection", "lifecycle"}}); err != nil {
 		return err
 	}
 	if _, err := c.Kubectl(ctx, "patch", "mutatingwebhookconfiguration/tracehook", "--type=json", "-p", fmt.Sprintf(
@@ -118,6 +118,9 @@ func TestADeploymentAndAllThatComesOfItCarryTheClientsTrace(t *testing.T) {
 			t.Errorf("%s was caused by span %s of trace %s, want %s of the client's trace %s", object, span, trace, server, id)
 		}
 	}
+	wantExplained(t, id)
+	wantChecked(t, alice)
+	wantLifecycle(t, id, objects)
 	// The span that is stored hangs below the client's: nothing of the API server lies between.
 	client := tracestore.Client{BaseURL: shared.JaegerURL}
 	want := tree.Want{Name: "kubectl create", Service: "kubectl", Children: []tree.Want{
@@ -128,6 +131,85 @@ func TestADeploymentAndAllThatComesOfItCarryTheClientsTrace(t *testing.T) {
 	if _, err := client.Wait(story.Within(t, 30*time.Second), id, func(got tracestore.Trace) error { return tree.Match(got, want) }); err != nil {
 		t.Fatalf("trace %s: %v", id, err)
 	}
+}
+
+// wantExplained wants `explain` to lead from the Deployment to the client's trace, and back.
+func wantExplained(t *testing.T, id string) {
+	t.Helper()
+	for _, args := range [][]string{{"explain", "deployment/web"}, {"explain", "--trace", id}} {
+		out, err := tracehook(t, shared.Kubeconfig, args...)
+		if err != nil || !strings.Contains(out, id[:8]) && args[1] != "--trace" || !strings.Contains(out, "web") {
+			t.Errorf("tracehook %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+// wantChecked wants `check` to say that everybody's traces go on, and to stamp.
+func wantChecked(t *testing.T, kubeconfig string) {
+	t.Helper()
+	out, err := tracehook(t, shared.Kubeconfig, "check", "--installed")
+	if err != nil || !regexp.MustCompile(`(?m)^ok +stamped `).MatchString(out) {
+		t.Errorf("tracehook check: %v\n%s", err, out)
+	}
+	// Who may edit, and not read the webhook configuration, learns which right is missing.
+	if out, err := tracehook(t, kubeconfig, "check"); err != nil || !regexp.MustCompile(`(?m)^skip +stamped +may not list mutatingwebhookconfigurations`).MatchString(out) {
+		t.Errorf("tracehook check as alice: %v\n%s", err, out)
+	}
+	mustKubectl(t, "create", "clusterrole", "reads-webhooks", "--verb=list", "--resource=mutatingwebhookconfigurations.admissionregistration.k8s.io")
+	mustKubectl(t, "create", "clusterrolebinding", "reads-webhooks", "--clusterrole=reads-webhooks", "--user=alice")
+	t.Cleanup(func() { mustKubectl(t, "delete", "clusterrole/reads-webhooks", "clusterrolebinding/reads-webhooks") })
+	story.Eventually(t, 30*time.Second, 200*time.Millisecond, func(context.Context) error {
+		out, err := tracehook(t, kubeconfig, "check")
+		if err != nil || !regexp.MustCompile(`(?m)^ok +continued +everybody's`).MatchString(out) || !regexp.MustCompile(`(?m)^ok +api-server-tracing +it does not`).MatchString(out) {
+			return fmt.Errorf("%w:\n%s", err, out)
+		}
+		return nil
+	})
+}
+
+// wantLifecycle wants what became of a Pod in the client's trace.
+func wantLifecycle(t *testing.T, id string, objects []string) {
+	t.Helper()
+	ports, err := cluster.FreePorts(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	teller, err := shared.StartTracehook(story.Within(t, time.Minute), cluster.TracehookOptions{
+		Name: "lifecycle", ServiceAccount: "tracehook-lifecycle", Env: []string{"POD_NAME=teller"},
+		Args: []string{"lifecycle", fmt.Sprintf("--health-probe-bind-address=127.0.0.1:%d", ports[0]), fmt.Sprintf("--metrics-bind-address=127.0.0.1:%d", ports[1])},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = teller.Stop() })
+	for _, object := range objects {
+		if !strings.HasPrefix(object, "pod/") {
+			continue
+		}
+		now := time.Now().UTC().Format(time.RFC3339) // what a kubelet writes
+		mustKubectl(t, "patch", object, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(
+			`{"status":{"phase":"Running","startTime":%[1]q,"conditions":[{"type":"PodScheduled","status":"True","lastTransitionTime":%[1]q},{"type":"Initialized","status":"True","lastTransitionTime":%[1]q},{"type":"Ready","status":"True","lastTransitionTime":%[1]q}]}}`, now))
+	}
+	client := tracestore.Client{BaseURL: shared.JaegerURL}
+	if _, err := client.Wait(story.Within(t, time.Minute), id, func(got tracestore.Trace) error {
+		for _, span := range got.Spans {
+			if span.Name == "start Pod" {
+				return nil
+			}
+		}
+		return fmt.Errorf("no span `start Pod` among %d", len(got.Spans))
+	}); err != nil {
+		t.Errorf("trace %s: %v", id, err)
+	}
+}
+
+// tracehook runs the built program with a kubeconfig. The error is the command's own.
+func tracehook(t *testing.T, kubeconfig string, args ...string) (out string, err error) {
+	t.Helper()
+	cmd := exec.CommandContext(story.Within(t, time.Minute), shared.tracehook, args...)
+	cmd.Env = append(os.Environ(), append(shared.Env(), "KUBECONFIG="+kubeconfig, "HOME="+filepath.Join(shared.Dir, "home"))...)
+	text, err := cmd.CombinedOutput()
+	return string(text), err
 }
 
 // Each call is a trace of its own where nobody hands a context on. What the first one has stored still counts for
