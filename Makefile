@@ -18,7 +18,7 @@ FUZZTIME ?= 10s
 AGAIN := $(CURDIR)/out/again
 GOTEST = mkdir -p $(AGAIN) && $(BIN)/gotestsum $(if $(CI),--rerun-fails=2 --rerun-fails-max-failures=3 --rerun-fails-run-root-test --rerun-fails-report=$(AGAIN)/$@-$(1).txt)
 # Modules of their own beside the product's.
-MODULES := .ci/actionlint .ci/gotestsum .ci/helm-docs .ci/image .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/flux e2e/controlplane/helm e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/policy e2e/controlplane/prometheus
+MODULES := .ci/actionlint .ci/gotestsum .ci/helm-docs .ci/image .ci/krew .ci/tools e2e/controlplane e2e/controlplane/collector e2e/controlplane/flux e2e/controlplane/helm e2e/controlplane/jaeger e2e/controlplane/node e2e/controlplane/policy e2e/controlplane/prometheus
 
 export CGO_ENABLED := 0
 
@@ -38,7 +38,7 @@ demo: build ## One kubectl create, one trace, and what became of it, on a real c
 .PHONY: kind-demo
 kind-demo: build ## The same on a kind cluster whose API server traces (needs docker, kind 0.33 and ko in PATH; CI does not run it)
 	@kind get clusters 2>/dev/null | grep -qx tracehook || kind create cluster --config deploy/kind/cluster.yaml
-	@VERSION="$(VERSION)" KO_DOCKER_REPO=kind.local KIND_CLUSTER_NAME=tracehook ko build --base-import-paths --tags demo ./cmd/tracehook
+	@VERSION="$(VERSION)" REVISION="$(REVISION)" KO_DOCKER_REPO=kind.local KIND_CLUSTER_NAME=tracehook ko build --base-import-paths --tags demo ./cmd/tracehook
 	@kubectl --context kind-tracehook apply -k deploy/overlays/kind
 	@kubectl --context kind-tracehook -n tracehook-system rollout status --timeout=3m deployment/jaeger deployment/otel-collector deployment/tracehook
 	@OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 OTEL_EXPORTER_OTLP_PROTOCOL=grpc \
@@ -48,7 +48,7 @@ kind-demo: build ## The same on a kind cluster whose API server traces (needs do
 
 .PHONY: build
 build: ## Build bin/tracehook
-	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $(BIN)/tracehook ./cmd/tracehook
+	@go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION) -X main.buildCommit=$(REVISION)" -o $(BIN)/tracehook ./cmd/tracehook
 
 .PHONY: controlplane
 controlplane: ## Build what is missing of etcd, Kubernetes, containerd, Collector, Jaeger, Prometheus, Helm and what applies as Flux does (about 22 min from nothing; KUBEBUILDER_ASSETS=DIR: use those)
@@ -69,12 +69,16 @@ image-push: ## Publish the image to REPOSITORY, on the base of .ko.yaml (the rel
 
 .PHONY: dist
 dist: ## Build what a release attaches into out/dist: archives, kubectl plugin, krew manifest, checksums (IMAGE=REFERENCE: install.yaml too)
-	@VERSION="$(VERSION)" IMAGE="$(IMAGE)" .ci/dist
+	@VERSION="$(VERSION)" REVISION="$(REVISION)" IMAGE="$(IMAGE)" .ci/dist
 
 .PHONY: manifests
 manifests: $(BIN)/helm-docs ## Render deploy/install.yaml anew, and what the Helm chart has of manifests and documentation
 	@deploy/render.sh
 	@$(HELM_DOCS)
+
+.PHONY: reference
+reference: ## Write docs/reference anew, from the commands
+	@TRACEHOOK_REFERENCE=write go test -count=1 -run '^TestTheReferenceIsWhatTheCommandsSay$$' ./cmd/tracehook
 
 ##@ Check
 
@@ -165,6 +169,8 @@ verify: $(BIN)/helm-docs ## Whatever can be generated or tidied is as it should 
 	@deploy/render.sh --check
 	@echo "==> the chart's README is what its values say"
 	@$(HELM_DOCS) --dry-run | diff -u deploy/chart/README.md -
+	@echo "==> docs/reference is what the commands say"
+	@TRACEHOOK_REFERENCE=check go test -count=1 -run '^TestTheReferenceIsWhatTheCommandsSay$$' ./cmd/tracehook
 	@go -C e2e/controlplane/crds mod verify >/dev/null # not in MODULES: nothing is imported there, and tidying would empty it
 
 $(BIN)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum

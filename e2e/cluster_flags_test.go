@@ -3,8 +3,11 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +86,59 @@ func TestKubectlsFlagsMeanTheSameOnEveryCommand(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The Tab key offers what the API server knows, and `version` tells its version.
+func TestTheAPIServerAnswersCompletionAndVersion(t *testing.T) {
+	ctx := story.Within(t, 2*time.Minute)
+	clients := kubernetes.NewForConfigOrDie(installed.RESTConfig)
+	namespace, err := clients.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "completion-"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"first", "second"} {
+		if _, err := clients.CoreV1().ConfigMaps(namespace.Name).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As kubectl calls it: by this name.
+	complete := filepath.Join(t.TempDir(), "kubectl_complete-tracehook")
+	if err := os.Symlink(installed.tracehook, complete); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		line string // after `kubectl tracehook`
+		want []string
+	}{
+		{"explain ", []string{"configmaps", "deployments.apps", "pods"}},
+		{"explain -n NAMESPACE configmap/", []string{"configmap/first", "configmap/second"}},
+		{"explain -n NAMESPACE cm fi", []string{"first"}},
+		{"explain namespaces ", []string{"default", namespace.Name}},
+		{"explain -n ", []string{"default", namespace.Name}},
+		{"certs migrate mutatingwebhookconfiguration/", []string{"mutatingwebhookconfiguration/tracehook"}},
+		{"certs issue --for apiservice/", []string{"apiservice/v1.apps"}},
+	} {
+		words := strings.Split(strings.ReplaceAll(c.line, "NAMESPACE", namespace.Name), " ")
+		cmd := exec.CommandContext(ctx, complete, words...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+installed.Kubeconfig, "HOME="+t.TempDir())
+		text, err := cmd.Output()
+		offered := strings.Split(string(text), "\n")
+		for _, want := range c.want {
+			if err != nil || !slices.Contains(offered, want) {
+				t.Errorf("%q offers %q (%v), want %q among it", c.line, offered, err, want)
+			}
+		}
+	}
+
+	output, code := runTracehook(ctx, t, "version", "-o", "json", "--kubeconfig", installed.Kubeconfig)
+	var document struct{ ServerVersion struct{ GitVersion string } }
+	if err := json.Unmarshal([]byte(output), &document); err != nil || code != 0 || !strings.Contains(document.ServerVersion.GitVersion, installed.Version.String()) {
+		t.Errorf("version -o json ended with %d (%v): %s, want the API server's version %s", code, err, output, installed.Version)
+	}
+	// Of the audit's targets only those that lead to a Service of the namespace.
+	if output, code := runTracehook(ctx, t, "certs", "audit", "-n", namespace.Name, "--kubeconfig", installed.Kubeconfig); code != 0 || !strings.Contains(output, "no webhook, no conversion webhook") {
+		t.Errorf("certs audit of a namespace without servers ended with %d:\n%s", code, output)
 	}
 }
 

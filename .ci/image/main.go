@@ -148,8 +148,10 @@ func (c config) labels() map[string]string {
 
 func (c config) build(ctx context.Context) (build.Result, error) {
 	// .ko.yaml's ldflags take it from there.
-	if err := os.Setenv("VERSION", c.version); err != nil {
-		return nil, fmt.Errorf("set VERSION: %w", err)
+	for name, value := range map[string]string{"VERSION": c.version, "REVISION": c.revision} {
+		if err := os.Setenv(name, value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
 	}
 	file := options.BuildOptions{WorkingDirectory: c.source}
 	if err := file.LoadConfig(); err != nil {

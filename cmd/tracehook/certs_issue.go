@@ -77,6 +77,7 @@ Exit codes: 0 done, 1 the files could not be written, 2 it could not begin.`,
 	cmd.Flags().BoolVar(&o.force, "force", false, "replace the files that DIR holds already")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "`FORMAT` of what is said about it: text, json or yaml")
 	o.bind(cmd, namespaceUsage{usage: "`NAMESPACE` of the Service, if --service gives a NAME alone"})
+	offer(cmd, "for", o.completeTarget)
 	return cmd
 }
 

@@ -98,6 +98,7 @@ Exit codes: 0 healthy, or done; 1 findings remain, or a step failed; 2 it could 
 	f.BoolVar(&o.onAPIServer, "on-api-server", false, "this runs in the network of the API server, so that a loopback address in a URL means the same here")
 	f.StringArrayVar(&o.apiServers, "api-server", nil, "`URL` of an API server, once for each of them (default the endpoints of Service default/kubernetes)")
 	f.StringVarP(&o.output, "output", "o", "table", "`FORMAT`: table, json or yaml")
+	cmd.ValidArgsFunction = o.completeTarget
 	return cmd
 }
 

@@ -43,6 +43,7 @@ func (c *clusterFlags) bind(cmd *cobra.Command, namespace namespaceUsage) {
 	if namespace.usage != "" {
 		cmd.Flags().Lookup("namespace").Usage = namespace.usage
 	}
+	offer(cmd, "namespace", c.completeNamespace)
 }
 
 // bindProcess adds the flags of a command that goes on running.

@@ -93,6 +93,8 @@ What is not known is at the end, with the source that would tell.`,
 	f.Lookup("output").Usage = "`FORMAT` of the answer: " + strings.Join(o.print.AllowedFormats(), ", ") + " (default text)"
 	_ = f.MarkHidden("show-managed-fields") // there is such a flag: AddFlags has made it
 	o.cluster.bind(cmd, namespaceUsage{})
+	cmd.ValidArgsFunction = o.cluster.completeObject
+	offer(cmd, "output", cobra.FixedCompletions(o.print.AllowedFormats(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -47,8 +48,11 @@ func usageError(err error) error {
 // its error.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root := newRootCommand()
-	if isKubectlPlugin(args[0]) {
+	switch {
+	case isKubectlPlugin(args[0]):
 		nameAsPlugin(root)
+	case isKubectlCompletion(args[0]):
+		args = slices.Insert(slices.Clone(args), 1, cobra.ShellCompRequestCmd)
 	}
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
@@ -71,6 +75,7 @@ func newRootCommand() *cobra.Command {
 		return usageError(fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath()))
 	})
 	root.AddCommand(newServeCommand(), newProbeCommand(), newTraceCommand(), newShowCommand(), newExplainCommand(), newCheckCommand(), newLifecycleCommand(), newCertsCommand(), newVersionCommand())
+	completeFlags(root)
 	return root
 }
 

@@ -8,9 +8,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain lets the scripts run this very program as the command `tracehook`, and under the name of a kubectl plugin.
+// TestMain lets the scripts run this very program as the command `tracehook`, and under the names of a kubectl plugin and of its completion.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"tracehook": main, "kubectl-tracehook": main})
+	testscript.Main(m, map[string]func(){"tracehook": main, "kubectl-tracehook": main, "kubectl_complete-tracehook": main})
 }
 
 // Each file of testdata/script is a terminal session that a reader can follow.

@@ -45,7 +45,26 @@ func TestWhatAReleaseAttachesIsWhole(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(directory, "LICENSE")); err != nil {
 			t.Errorf("%s comes without its licence: %v", archive, err)
 		}
+		page, err := os.ReadFile(filepath.Join(directory, "man/man1/tracehook-certs-audit.1"))
+		if want := `.TH "TRACEHOOK-CERTS-AUDIT" "1" "November 2023" "tracehook ` + version + `" "tracehook"`; err != nil || !strings.Contains(string(page), want+"\n") {
+			t.Errorf("%s: the manual (%v) begins\n%.200s\nwant %s in it", archive, err, page, want)
+		}
+		// As kubectl's completion calls it; what it calls kubectl is the plugin here.
+		complete := filepath.Join(directory, "kubectl_complete-tracehook")
+		if name != "kubectl-tracehook" {
+			continue
+		}
+		stub := filepath.Join(t.TempDir(), "kubectl")
+		if err := os.WriteFile(stub, []byte("#!/bin/sh\n[ \"$1\" = tracehook ] && shift && exec '"+filepath.Join(directory, name)+"' \"$@\"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(complete, "certs", "rot")
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(stub)+":"+os.Getenv("PATH"))
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "rotate\t") {
+			t.Errorf("completing `kubectl tracehook certs rot` gives %q (%v), want rotate", out, err)
+		}
 	}
+	krewTakes(t, filepath.Join(first, "krew.yaml"), filepath.Join(first, "kubectl-tracehook_"+version+"_"+platform+".tar.gz"))
 
 	charts, err := filepath.Glob(filepath.Join(first, "tracehook-*.tgz"))
 	if err != nil || len(charts) != 1 {
@@ -99,6 +118,33 @@ func TestWhatAReleaseAttachesIsWhole(t *testing.T) {
 	}
 	if images == 0 {
 		t.Error("install.yaml names no image of ours")
+	}
+}
+
+// krewTakes lets krew itself judge the plugin's manifest, and install the plugin from it.
+func krewTakes(t *testing.T, krewManifest, archive string) {
+	t.Helper()
+	root := t.TempDir()
+	content, err := os.ReadFile(krewManifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest := filepath.Join(root, "tracehook.yaml") // in krew's index the file has the plugin's name
+	if err := os.WriteFile(manifest, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	krew := func(args ...string) {
+		cmd := exec.Command("go", append([]string{"-C", filepath.Join(repository(t), ".ci/krew"), "tool"}, args...)...)
+		cmd.Env = append(os.Environ(), "KREW_ROOT="+root)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	krew("validate-krew-manifest", "-manifest", manifest, "-skip-install") // that would download it
+	krew("krew", "install", "--manifest", manifest, "--archive", archive)
+	out, err := exec.Command(filepath.Join(root, "bin/kubectl-tracehook"), "version").CombinedOutput()
+	if err != nil || string(out) != version+"\n" {
+		t.Errorf("what krew installed says %q (%v), want %s", out, err, version)
 	}
 }
 
