@@ -16,6 +16,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 {
   echo "# kubectl apply -f install.yaml: tracehook with certificates of its own making."
+  # .ci/dist leaves the next lines out of a release.
+  echo "# No image is published yet: build one in a checkout, and load it on each node (deploy/README.md has other engines than containerd):"
+  echo "#   make image VERSION=$(awk '$1 == "newTag:" { print $2 }' components/release/kustomization.yaml)"
+  echo "#   tar -C out/image -c . | ctr -n k8s.io images import -"
   echo "# Rendered from deploy/overlays/split by deploy/render.sh; change it there."
   "$kubectl" kustomize overlays/split
 } >"$work/install.yaml"

@@ -119,6 +119,25 @@ func TestWhatAReleaseAttachesIsWhole(t *testing.T) {
 	if images == 0 {
 		t.Error("install.yaml names no image of ours")
 	}
+	if strings.Contains(string(manifest), "No image is published") {
+		t.Error("the release's install.yaml says that there is no image")
+	}
+}
+
+// Who applies the repository's install.yaml before there is a release builds the image that it names.
+func TestInstallYAMLSaysHowToGetTheImageThatItNames(t *testing.T) {
+	manifest, err := os.ReadFile(filepath.Join(repository(t), "deploy/install.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, _ := strings.Cut(string(manifest), "apiVersion:")
+	_, tag, _ := strings.Cut(rest, "image: ghcr.io/tracehook/tracehook:")
+	tag, _, _ = strings.Cut(tag, "\n")
+	for _, command := range []string{"#   make image VERSION=" + tag + "\n", "#   tar -C out/image -c . | ctr -n k8s.io images import -\n"} {
+		if tag == "" || !strings.Contains(head, command) {
+			t.Errorf("install.yaml begins\n%s\nwant in it %q", head, command)
+		}
+	}
 }
 
 // krewTakes lets krew itself judge the plugin's manifest, and install the plugin from it.
