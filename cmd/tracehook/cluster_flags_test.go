@@ -48,7 +48,7 @@ func TestEveryCommandThatTalksToAClusterHasKubectlsFlags(t *testing.T) {
 func TestEveryCommandWithADocumentHasTheOutputFlag(t *testing.T) {
 	root := newRootCommand()
 	for _, path := range [][]string{
-		{"explain"}, {"show"}, {"trace"}, {"certs", "audit"}, {"certs", "issue"}, {"certs", "migrate"}, {"certs", "rotate"}, {"version"},
+		{"check"}, {"explain"}, {"show"}, {"trace"}, {"certs", "audit"}, {"certs", "issue"}, {"certs", "migrate"}, {"certs", "rotate"}, {"version"},
 	} {
 		cmd, _, err := root.Find(path)
 		if err != nil {

@@ -51,6 +51,7 @@ var flagChoices = map[string][]string{
 
 // outputChoices are the values of --output, by command.
 var outputChoices = map[string][]string{
+	"check":   {"text", "json", "yaml"},
 	"audit":   {"table", "json", "yaml"},
 	"issue":   {"text", "json", "yaml"},
 	"migrate": {"table", "json", "yaml"},
