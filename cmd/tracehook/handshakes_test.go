@@ -39,7 +39,7 @@ func TestFailedHandshakesAreCountedByReason(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	connections := limit.NewConnections(limit.ConnectionsOptions{HeaderTimeout: 2 * time.Second, HandshakeFailed: handshakes.failed})
+	connections := limit.NewConnections(limit.ConnectionsOptions{HeaderTimeout: 5 * time.Second, HandshakeFailed: handshakes.failed})
 	server := &http.Server{Handler: http.NotFoundHandler()}
 	connections.Guard(server)
 	go func() {

@@ -68,15 +68,16 @@ func TestTheWaitIsBoundedAndSaysWhatIsMissing(t *testing.T) {
 		answer, want string
 		spans        int
 	}{
-		"nothing":          {"", "after 300ms nothing of this trace was in the store; is it where the spans are exported to? `tracehook show " + anID + "`", 2},
+		"nothing":          {"", "after 3s nothing of this trace was in the store; is it where the spans are exported to? `tracehook show " + anID + "`", 2},
 		"an error":         {"busy", "the trace store could not be read: 503 Service Unavailable: busy", 2},
 		"not the server's": {strings.Replace(ofServer, `"kind": 2`, `"kind": 1`, 1), "1 calls have no span of the API server", 3},
 		"an orphan":        {ofServer + "," + ofChild, "the parents of 1 spans have not arrived", 4},
-		"own spans only":   {strings.NewReplacer("00000000000000d1", aCall, `"parentSpanId": "`+aCall+`"`, `"parentSpanId": "00000000000000a1"`, `"kind": 2`, `"kind": 3`).Replace(ofServer), "after 300ms nothing of the API server has arrived", 2},
+		"own spans only":   {strings.NewReplacer("00000000000000d1", aCall, `"parentSpanId": "`+aCall+`"`, `"parentSpanId": "00000000000000a1"`, `"kind": 2`, `"kind": 3`).Replace(ofServer), "after 3s nothing of the API server has arrived", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			wait := waiting(t, c.answer)
-			wait.Timeout = 300 * time.Millisecond
+			wait.Timeout = 3 * time.Second // the store is asked in it
 			trace, lines := wait.collect(t.Context())
 			if len(lines) != 1 || !strings.Contains(lines[0], c.want) {
 				t.Errorf("it says %q, want %q", lines, c.want)
