@@ -84,7 +84,7 @@ func TestEachStepOfARotationIsShownOnce(t *testing.T) {
 // Each document can be read before the next one is there.
 func TestARotationForMachinesIsOneDocumentAStatus(t *testing.T) {
 	for format, want := range map[string]string{
-		"json": `{"phase":"proven",`,
+		"json": `{"kind":"CertificateRotation",`,
 		"yaml": "---\n",
 	} {
 		var out strings.Builder
