@@ -75,7 +75,9 @@ func contents(root *cobra.Command) []byte {
 		page := strings.ReplaceAll(cmd.CommandPath(), " ", "_") + ".md"
 		b.WriteString("| [`" + cmd.CommandPath() + "`](" + page + ") | " + cmd.Short + " |\n")
 		for _, sub := range cmd.Commands() {
-			visit(sub)
+			if sub.IsAvailableCommand() { // "help" has no page
+				visit(sub)
+			}
 		}
 	}
 	visit(root)
