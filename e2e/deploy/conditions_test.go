@@ -167,6 +167,7 @@ spec:
 		}
 		return text.String()
 	}
+	// The owner's kind is nobody's. Of a kind that there is, the garbage collector would take what a missing owner owns.
 	annotated := func(object, owner string, keys int) func() { // with as many bytes as an API server takes without our stamp
 		annotations, left := map[string]string{}, 256<<10
 		for i := range keys {
@@ -177,7 +178,7 @@ spec:
 		text, _ := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
 		return func() {
 			if owner != "" {
-				kubectl("patch", object, "--type=merge", "-p", `{"metadata":{"ownerReferences":[{"apiVersion":"example.org/v1","kind":"Gadget","name":"g","uid":"1","controller":true}]}}`)()
+				kubectl("patch", object, "--type=merge", "-p", `{"metadata":{"ownerReferences":[{"apiVersion":"nobody.example.org/v1","kind":"Thing","name":"g","uid":"1","controller":true}]}}`)()
 			}
 			kubectl("patch", object, "--type=merge", "--patch-file", write(t, string(text)))()
 			if stamp := mustKubectl(t, "-n", "quiet", "get", object, "-o", `jsonpath={.metadata.annotations.tracehook\.dev/traceparent}`); stamp != "" {
@@ -207,7 +208,7 @@ spec:
 		{"a context that is none", kubectl("annotate", "--overwrite", "deployment/web", "tracehook.dev/traceparent=yesterday"), cluster.WebhookName, true},
 		{"the context removed", kubectl("annotate", "deployment/web", "tracehook.dev/traceparent-"), cluster.WebhookName, false},
 		{"a Deployment owned by a controller, changed", kubectl("patch", "deployment/web", "--type=merge", "-p",
-			`{"metadata":{"ownerReferences":[{"apiVersion":"example.org/v1","kind":"Gadget","name":"g","uid":"1","controller":true}]},"spec":{"replicas":0,"minReadySeconds":5}}`), cluster.WebhookName, false},
+			`{"metadata":{"ownerReferences":[{"apiVersion":"nobody.example.org/v1","kind":"Thing","name":"g","uid":"1","controller":true}]},"spec":{"replicas":0,"minReadySeconds":5}}`), cluster.WebhookName, false},
 		{"a Job made", apply("apiVersion: batch/v1\nkind: Job\nmetadata: {name: j}\nspec: {suspend: true, template: {spec: {restartPolicy: Never, containers: [{name: main, image: 'app:1'}]}}}\n"), cluster.WebhookName, true},
 		{"a Job let go and placed by a queue", kubectl("patch", "job/j", "-p", `{"spec":{"suspend":false,"template":{"spec":{"nodeSelector":{"a":"b"}}}}}`), cluster.WebhookName, false},
 		{"a Job's own context", kubectl("annotate", "--overwrite", "job/j", "tracehook.dev/traceparent="+own), cluster.WebhookName, true},
