@@ -41,7 +41,7 @@ const (
 	mostTold = 10_000
 	// mostAhead is how far the cluster's clocks may be ahead of ours.
 	mostAhead = 5 * time.Minute
-	// mostEarly Events are kept of Pods that are not known yet: two watches are not in step.
+	// mostEarly things are kept that were heard of objects that are not known yet: two watches are not in step.
 	mostEarly = 4 << 10
 )
 
@@ -96,17 +96,41 @@ type Controller struct {
 	mu    sync.Mutex
 	seen  Mark // the latest resource versions of which all stages are in waiting
 	lives map[string]*life
-	// early are stages of Pods that are not known yet, and the order in which they came.
-	early      map[string][]heard
-	earlyOrder []string
+	// early are stages of Pods that are not known yet.
+	early early[heard]
 	// bound are volume claims that are bound or lost, and waits the Pods that need a claim; by namespace/name.
 	bound map[string]Stage
 	waits map[string][]string
 	// services are the UIDs of Services by namespace/name. becoming are the Services whose endpoint a Pod is that was not seen to be ready
 	// yet, and slices what was heard of Services that are not known yet.
 	services map[string]string
-	becoming map[string][]string
-	slices   map[string][]string
+	becoming early[string]
+	slices   early[string]
+}
+
+// early is what was heard of objects that are not known yet, by object. Of more than mostEarly things the oldest are forgotten: anybody may
+// speak of objects that never come.
+type early[T any] struct {
+	of    map[string][]T
+	order []string // one for each thing that is kept; those that were taken stay in it
+}
+
+func (e *early[T]) keep(key string, thing T) {
+	if len(e.order) >= mostEarly {
+		delete(e.of, e.order[0])
+		e.order = e.order[1:]
+	}
+	if e.of == nil {
+		e.of = map[string][]T{}
+	}
+	e.of[key] = append(e.of[key], thing)
+	e.order = append(e.order, key)
+}
+
+func (e *early[T]) take(key string) []T {
+	things := e.of[key]
+	delete(e.of, key)
+	return things
 }
 
 // life is what is known of an object that has a sampled cause. Others have a nil life.
@@ -169,9 +193,9 @@ func New(o Options) (*Controller, error) {
 	}
 	return &Controller{
 		o: o, telemetry: t, log: o.Logger, tracer: o.TracerProvider.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
-		waiting: make(chan told, mostWaiting), seen: Mark{}, lives: map[string]*life{}, early: map[string][]heard{},
+		waiting: make(chan told, mostWaiting), seen: Mark{}, lives: map[string]*life{},
 		bound: map[string]Stage{}, waits: map[string][]string{},
-		services: map[string]string{}, becoming: map[string][]string{}, slices: map[string][]string{},
+		services: map[string]string{},
 	}, nil
 }
 
@@ -338,11 +362,11 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	}
 	if k.subject == nil {
 		if k.resource == services {
-			delete(c.slices, k.namespace+"/"+k.name)
+			c.slices.take(k.namespace + "/" + k.name)
 		}
 		c.lives[uid] = nil
-		delete(c.early, uid)
-		delete(c.becoming, uid)
+		c.early.take(uid)
+		c.becoming.take(uid)
 		return
 	}
 	if l == nil {
@@ -362,20 +386,19 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 		}
 	}
 	if !before {
-		for _, h := range c.early[uid] {
+		for _, h := range c.early.take(uid) {
 			c.believe(ctx, l, h)
 		}
-		delete(c.early, uid)
 	}
 	if k.resource == services {
-		c.endpoints(ctx, k.namespace+"/"+k.name, c.slices[k.namespace+"/"+k.name], fresh)
-		delete(c.slices, k.namespace+"/"+k.name)
+		c.endpoints(ctx, k.namespace+"/"+k.name, c.slices.take(k.namespace+"/"+k.name), fresh)
 	}
 	if !l.subject.ready.IsZero() {
-		for _, service := range c.becoming[uid] {
-			c.endpoints(ctx, service, []string{uid}, fresh)
+		for _, service := range c.becoming.take(uid) {
+			if _, known := c.services[service]; known { // else it is gone
+				c.endpoints(ctx, service, []string{uid}, fresh)
+			}
 		}
-		delete(c.becoming, uid)
 	}
 }
 
@@ -384,8 +407,10 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 func (c *Controller) endpoints(ctx context.Context, service string, pods []string, fresh bool) {
 	uid, known := c.services[service]
 	if !known { // two watches are not in step
-		if len(pods) > 0 && len(c.slices) < mostEarly {
-			c.slices[service] = pods
+		for _, pod := range pods {
+			if !slices.Contains(c.slices.of[service], pod) {
+				c.slices.keep(service, pod)
+			}
 		}
 		return
 	}
@@ -402,8 +427,8 @@ func (c *Controller) endpoints(ctx context.Context, service string, pods []strin
 				first = p.subject.ready
 			}
 			fresh = fresh || p.changed
-		case (!known || p != nil) && len(c.becoming) < mostEarly && !slices.Contains(c.becoming[pod], service):
-			c.becoming[pod] = append(c.becoming[pod], service)
+		case (!known || p != nil) && !slices.Contains(c.becoming.of[pod], service):
+			c.becoming.keep(pod, service)
 		}
 	}
 	if first.IsZero() {
@@ -447,12 +472,7 @@ func (c *Controller) hear(ctx context.Context, uid string, h heard) {
 		}
 		return
 	}
-	if len(c.earlyOrder) >= mostEarly {
-		delete(c.early, c.earlyOrder[0])
-		c.earlyOrder = c.earlyOrder[1:]
-	}
-	c.early[uid] = append(c.early[uid], h)
-	c.earlyOrder = append(c.earlyOrder, uid)
+	c.early.keep(uid, h)
 }
 
 // believe takes what an Event says of an object of its own namespace: whoever may write Events in one must not tell of
@@ -480,11 +500,11 @@ func (c *Controller) gone(ctx context.Context, obj any) {
 		return
 	}
 	if k.resource == endpointSlices {
-		delete(c.slices, k.about)
+		c.slices.take(k.about)
 		return
 	}
 	uid := k.uid
-	delete(c.becoming, uid)
+	c.becoming.take(uid)
 	if k.resource == services && c.services[k.namespace+"/"+k.name] == uid {
 		delete(c.services, k.namespace+"/"+k.name)
 	}

@@ -199,16 +199,79 @@ status: {phase: Bound}`), nil)
 const becameReadyAt4 = `spec: {containers: [{name: app}]}
 status: {phase: Running, conditions: [{type: Ready, status: "True", lastTransitionTime: "@4@"}], containerStatuses: [{name: app, state: {running: {startedAt: "@3@"}}}]}`
 
+// serviceAt is the Service web, created in second 1, as a watch has it at a version.
+func serviceAt(t *testing.T, version, annotations string) any {
+	t.Helper()
+	s := read[corev1.Service](t, `metadata: {name: web, namespace: shop, uid: s-1, resourceVersion: "`+version+`", creationTimestamp: "@1@", annotations: {`+annotations+`}}`)
+	return endpoints(kubernetes.NewForConfigOrDie(&nowhere))[0].keep(s, nil)
+}
+
+// sliceOf is an EndpointSlice of a Service which says that these Pods are ready.
+func sliceOf(service string, uids ...string) any {
+	e := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: service + "-abc", Namespace: "shop", ResourceVersion: "6", Labels: map[string]string{discoveryv1.LabelServiceName: service}}}
+	for _, uid := range uids {
+		e.Endpoints = append(e.Endpoints, discoveryv1.Endpoint{TargetRef: &corev1.ObjectReference{Kind: "Pod", UID: types.UID(uid)}})
+	}
+	return endpoints(kubernetes.NewForConfigOrDie(&nowhere))[1].keep(e, nil)
+}
+
+const causedBy = `tracehook.dev/traceparent: "` + traceparent + `"`
+
+func TestOfPodsThatNeverComeLittleIsKept(t *testing.T) {
+	var many []string
+	for i := range 1000 {
+		many = append(many, strconv.Itoa(i))
+	}
+	long := strings.Repeat("x", 1<<20)
+	if got := sliceOf("web", append([]string{long}, many...)...).(*kept).ready; len(got) != mostReadyPods || got[0] != "0" {
+		t.Errorf("of a slice with 1000 Pods and a UID of 1 MB %d are kept", len(got))
+	}
+	unbounded := event("Unhealthy", "Readiness probe failed: x", "app", 3)
+	unbounded.InvolvedObject.UID = types.UID(long)
+	c := engine(t, nil)
+	if k := heardOf(t, c, "4", unbounded).(*kept); k.about != "" || k.news != nil {
+		t.Errorf("of an Event with a UID of 1 MB %d bytes are kept", len(k.about))
+	}
+
+	// Slices of Services and Pods that do not exist push out one another, and the next one is remembered all the same.
+	c.see(t.Context(), serviceAt(t, "1", causedBy), false)
+	for i := range mostEarly {
+		c.see(t.Context(), sliceOf("none-"+strconv.Itoa(i), many[:20]...), false)
+		c.see(t.Context(), sliceOf("web", "none-"+strconv.Itoa(i), "nor-"+strconv.Itoa(i)), false)
+	}
+	uids := 0
+	for _, of := range c.slices.of {
+		uids += len(of)
+	}
+	if uids > mostEarly || len(c.slices.order) > mostEarly || len(c.becoming.of) > mostEarly || len(c.becoming.order) > mostEarly {
+		t.Errorf("kept: %d UIDs of %d Services, %d Pods", uids, len(c.slices.of), len(c.becoming.of))
+	}
+	c.see(t.Context(), sliceOf("web", "u-1"), false)
+	c.see(t.Context(), stamped(t, "5", traceparent, "", becameReadyAt4), false)
+	if got := c.handed(); !strings.Contains(got, "get endpoint 1-4") {
+		t.Errorf("told %q, want the endpoint, too", got)
+	}
+}
+
+func TestAPodThatBecomesReadySaysNothingOfAServiceThatIsGone(t *testing.T) {
+	c := engine(t, nil)
+	c.see(t.Context(), serviceAt(t, "1", causedBy), false)
+	c.see(t.Context(), sliceOf("web", "u-1"), false)
+	c.gone(t.Context(), serviceAt(t, "1", causedBy))
+	c.see(t.Context(), stamped(t, "5", traceparent, "", becameReadyAt4), false)
+	if len(c.slices.of)+len(c.becoming.of) != 0 {
+		t.Errorf("kept: %v %v", c.slices.of, c.becoming.of)
+	}
+}
+
 func TestAServiceIsToldUntilItsFirstReadyEndpoint(t *testing.T) {
 	kinds := endpoints(kubernetes.NewForConfigOrDie(&nowhere))
-	service := func(version, annotations string) any {
-		return kinds[0].keep(read[corev1.Service](t, `metadata: {name: web, namespace: shop, uid: s-1, resourceVersion: "`+version+`", creationTimestamp: "@1@", annotations: {`+annotations+`}}`), nil)
-	}
+	service := func(version, annotations string) any { return serviceAt(t, version, annotations) }
 	slice := func(version, ready string, more string) any {
 		return kinds[1].keep(read[discoveryv1.EndpointSlice](t, `metadata: {name: web-abc, namespace: shop, uid: e-1, resourceVersion: "`+version+`", labels: {kubernetes.io/service-name: web}}
 endpoints: [{conditions: {ready: `+ready+`}, targetRef: {kind: Pod, uid: u-1}}`+more+`]`), nil)
 	}
-	const cause = `tracehook.dev/traceparent: "` + traceparent + `"`
+	const cause = causedBy
 	ready := stamped(t, "5", traceparent, "", becameReadyAt4)
 	starting := stamped(t, "5", traceparent, "", "status: {phase: Pending}")
 	orders := map[string]struct {
@@ -254,7 +317,7 @@ endpoints: [{conditions: {ready: `+ready+`}, targetRef: {kind: Pod, uid: u-1}}`+
 	for _, o := range []any{slice("6", "true", ""), service("1", cause), ready} {
 		c.gone(t.Context(), o)
 	}
-	if len(c.lives)+len(c.services)+len(c.becoming)+len(c.slices) != 0 {
-		t.Errorf("still known: %v %v %v %v", c.lives, c.services, c.becoming, c.slices)
+	if len(c.lives)+len(c.services)+len(c.becoming.of)+len(c.slices.of) != 0 {
+		t.Errorf("still known: %v %v %v %v", c.lives, c.services, c.becoming.of, c.slices.of)
 	}
 }

@@ -219,7 +219,9 @@ func (r resource) keep(obj any, keys []string) any {
 		return k
 	}
 	if e, ok := obj.(*corev1.Event); ok {
-		k.news, k.about = packEnded(r.stages(obj, nil)), clone(string(e.InvolvedObject.UID))
+		if len(e.InvolvedObject.UID) <= mostUIDBytes {
+			k.news, k.about = packEnded(r.stages(obj, nil)), clone(string(e.InvolvedObject.UID))
+		}
 		return k
 	}
 	if e, ok := obj.(*discoveryv1.EndpointSlice); ok {
@@ -253,10 +255,17 @@ func (r resource) keep(obj any, keys []string) any {
 	return k
 }
 
+// Whoever writes an EndpointSlice or an Event may call any number of Pods by UIDs of any length. A real one has 36 bytes, or 32 where it is a
+// static Pod's; and of the first endpoints of a Service some are enough.
+const mostUIDBytes, mostReadyPods = 64, 100
+
 // readyPods are the UIDs of the Pods that a slice calls ready. Endpoints that are no Pods have no time.
 func readyPods(e *discoveryv1.EndpointSlice) (uids []string) {
 	for _, endpoint := range e.Endpoints {
-		if ref := endpoint.TargetRef; ref != nil && ref.Kind == "Pod" && (endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready) {
+		if len(uids) == mostReadyPods {
+			break
+		}
+		if ref := endpoint.TargetRef; ref != nil && ref.Kind == "Pod" && len(ref.UID) <= mostUIDBytes && (endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready) {
 			uids = append(uids, clone(string(ref.UID)))
 		}
 	}
