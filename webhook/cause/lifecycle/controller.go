@@ -138,7 +138,7 @@ type life struct {
 	subject *subject
 	// changed says that the object was written after the Mark: what it says may not have been told.
 	changed bool
-	// served says that a Service has had a ready endpoint.
+	// served says that a Service has had a ready endpoint, or that nobody can know any more when it had the first.
 	served bool
 	told   []trace.SpanID
 }
@@ -371,6 +371,8 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	}
 	if l == nil {
 		l = &life{subject: k.subject, changed: fresh}
+		// Of a Service that has long been there the first Pods may be gone: the earliest of today's is not its first.
+		l.served = k.resource == services && c.o.Now().Sub(k.subject.created) > c.o.MaxAge
 		c.lives[uid] = l
 	}
 	l.subject = k.subject

@@ -264,6 +264,36 @@ func TestAPodThatBecomesReadySaysNothingOfAServiceThatIsGone(t *testing.T) {
 	}
 }
 
+func TestOfAServiceThatHasLongBeenThereNobodyKnowsTheFirstEndpoint(t *testing.T) {
+	// The Service is of 12:00:01, and the Pod is one of a later roll-out; it is 13:02.
+	ready := strings.NewReplacer("@4@", "@3660@", "@3@", "@3659@").Replace(becameReadyAt4)
+	for _, test := range []struct {
+		name   string
+		mark   Mark
+		maxAge time.Duration
+		again  bool
+		want   bool
+	}{
+		{"at a first start", nil, time.Hour, false, false},
+		{"the Pod changed while nobody watched", Mark{"pods": 4, "services": 1, "endpointslices": 5}, time.Hour, false, false},
+		{"it was given another cause meanwhile", nil, time.Hour, true, false},
+		{"it is no older than what is told", nil, 2 * time.Hour, false, true},
+	} {
+		c := engine(t, test.mark)
+		c.o.Now, c.o.MaxAge = func() time.Time { return noon.Add(62 * time.Minute) }, test.maxAge
+		service := serviceAt(t, "1", causedBy).(*kept)
+		if test.again {
+			service.subject.from = noon.Add(time.Hour)
+		}
+		c.see(t.Context(), stamped(t, "5", traceparent, "", ready), true)
+		c.see(t.Context(), service, true)
+		c.see(t.Context(), sliceOf("web", "u-1"), true)
+		if got := c.handed(); strings.Contains(got, "get endpoint") != test.want {
+			t.Errorf("%s: told %q, want an endpoint: %t", test.name, got, test.want)
+		}
+	}
+}
+
 func TestAServiceIsToldUntilItsFirstReadyEndpoint(t *testing.T) {
 	kinds := endpoints(kubernetes.NewForConfigOrDie(&nowhere))
 	service := func(version, annotations string) any { return serviceAt(t, version, annotations) }

@@ -34,7 +34,8 @@
 //	get endpoint          the stored cause of a Service             the first Ready of a Pod that is a ready endpoint of it
 //
 // A [Controller] tells of a claim only where a Pod waited for it, and of a Service only where it carries a cause and its first
-// ready endpoint is younger than that.
+// ready endpoint is younger than that. Of a Service that was older than MaxAge when the Controller came to know it nothing is told:
+// nobody can know any more which endpoint was its first.
 //
 // A stage has a key ([Stage.Key]) that follows from the object alone. Two observers make the same keys.
 //

@@ -77,10 +77,10 @@ type subject struct {
 	// own says that the cause is the span `create <Kind>` of this very object.
 	own bool
 	// from is when its story begins: when the cause was stored, or the creation if that is later.
-	from time.Time
+	from, created time.Time
 	// These are a Pod's. deleted is zero until its deletion is asked for, scheduled until it has a node, ready until it is.
-	created, scheduled, deleted time.Time
-	ready                       time.Time // for the first time
+	scheduled, deleted time.Time
+	ready              time.Time // for the first time
 }
 
 // tell makes the span of a stage that has ended. late is for what ends so long after its cause that it has a trace of its

@@ -232,12 +232,12 @@ func (r resource) keep(obj any, keys []string) any {
 	if err != nil || !found.IsSampled() {
 		return k
 	}
-	k.subject = &subject{kind: r.kind, namespace: k.namespace, name: k.name, uid: k.uid, cause: found, own: ofItsOwn(o, found.SpanID().String(), keys), from: cause.At(o, keys...)}
-	if created := o.GetCreationTimestamp().Time; k.subject.from.Before(created) {
-		k.subject.from = created
+	k.subject = &subject{kind: r.kind, namespace: k.namespace, name: k.name, uid: k.uid, cause: found, own: ofItsOwn(o, found.SpanID().String(), keys), from: cause.At(o, keys...), created: o.GetCreationTimestamp().Time}
+	if k.subject.from.Before(k.subject.created) {
+		k.subject.from = k.subject.created
 	}
 	if p, ok := obj.(*corev1.Pod); ok {
-		k.subject.node, k.subject.created, k.subject.deleted = clone(p.Spec.NodeName), instant(p.CreationTimestamp), requested(p)
+		k.subject.node, k.subject.deleted = clone(p.Spec.NodeName), requested(p)
 	}
 	stages := r.stages(obj, keys)
 	k.news = packEnded(stages)
