@@ -376,8 +376,10 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 		c.lives[uid] = l
 	}
 	l.subject = k.subject
+	long := initial && c.o.Now().Sub(l.subject.from) > c.o.MaxAge
 	for _, n := range news {
-		c.add(ctx, l, n.stage(), fresh)
+		s := n.stage()
+		c.add(ctx, l, s, fresh && !(long && s.guessed)) // it may have ended long ago
 	}
 	for _, claim := range k.claims {
 		if !before {

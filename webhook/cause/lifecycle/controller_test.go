@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -150,6 +151,40 @@ func TestWhatIsTooOldIsNotTold(t *testing.T) {
 	c.o.Now = func() time.Time { return noon.Add(time.Hour + 500*time.Millisecond) }
 	c.see(t.Context(), stamped(t, "5", traceparent, "", scheduledAt1), true)
 	wantHanded(t, c, "schedule 0-1")
+}
+
+func TestARollOutOfLongAgoIsNotToldWithTheLastStatusAsItsEnd(t *testing.T) {
+	stateful := func(c *Controller, version string) *kept {
+		return resources(c.o.Client)[3].keep(read[appsv1.StatefulSet](t, `metadata: {name: web, namespace: shop, uid: u-1, resourceVersion: "`+version+`", creationTimestamp: "@0@", annotations: {`+causedBy+`}, managedFields: [{subresource: status, time: "@36`+version+`@"}]}
+status: {replicas: 1, readyReplicas: 1, updatedReplicas: 1, currentRevision: b, updateRevision: b}`), nil).(*kept)
+	}
+	for _, test := range []struct {
+		name    string
+		mark    Mark
+		initial bool
+		maxAge  time.Duration
+		want    string
+	}{
+		{"at a first start", nil, true, time.Hour, ""},
+		{"its status was written after the mark", Mark{"statefulsets": 50}, true, time.Hour, ""},
+		{"the cause is no older than what is told", nil, true, 2 * time.Hour, "roll out 0-1h1m0"},
+		{"it was watched", nil, false, time.Hour, "roll out 0-1h1m0"},
+	} {
+		c := engine(t, test.mark)
+		c.o.Now, c.o.MaxAge = func() time.Time { return noon.Add(62 * time.Minute) }, test.maxAge
+		c.see(t.Context(), stateful(c, "60"), test.initial)
+		c.see(t.Context(), stateful(c, "70"), false) // a Pod of it has been replaced
+		if got := c.handed(); got != test.want {
+			t.Errorf("%s: told %q, want %q", test.name, got, test.want)
+		}
+	}
+
+	// The end of a Deployment is read from a condition.
+	c := engine(t, nil)
+	c.o.Now = func() time.Time { return noon.Add(62 * time.Minute) }
+	c.see(t.Context(), resources(c.o.Client)[2].keep(read[appsv1.Deployment](t, `metadata: {name: web, namespace: shop, uid: u-1, resourceVersion: "60", creationTimestamp: "@0@", annotations: {`+causedBy+`}}
+status: {replicas: 1, updatedReplicas: 1, availableReplicas: 1, conditions: [{type: Progressing, status: "True", reason: NewReplicaSetAvailable, lastUpdateTime: "@3660@"}]}`), nil), true)
+	wantHanded(t, c, "roll out 0-1h1m0")
 }
 
 func TestAPodThatGoesIsToldToItsEnd(t *testing.T) {

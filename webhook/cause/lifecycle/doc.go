@@ -36,6 +36,8 @@
 // A [Controller] tells of a claim only where a Pod waited for it, and of a Service only where it carries a cause and its first
 // ready endpoint is younger than that. Of a Service that was older than MaxAge when the Controller came to know it nothing is told:
 // nobody can know any more which endpoint was its first.
+// Where the end of a roll-out is when the status was last written, and its cause was older than MaxAge when the Controller started, it is
+// not told either: the status may have been written again.
 //
 // A stage has a key ([Stage.Key]) that follows from the object alone. Two observers make the same keys.
 //

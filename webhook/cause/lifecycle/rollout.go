@@ -108,7 +108,7 @@ func rollOut(obj metav1.Object, since time.Time) Stage {
 // one.
 func ended(s Stage, complete bool, written time.Time) Stage {
 	if complete && !s.Ended() && notBefore(written, s.Start) {
-		s.End = written
+		s.End, s.guessed = written, true
 	}
 	return sane(s)
 }

@@ -55,6 +55,8 @@ type Stage struct {
 	// Resolution is that of Start and End: a second for most of what the API says, 0 where nothing is
 	// cut off.
 	Resolution time.Duration
+	// guessed says that End is when the status was last written, for which there may have been another reason.
+	guessed bool
 
 	// Failure is its zero value where nothing failed. A stage that goes on may have failed so far.
 	Failure Failure

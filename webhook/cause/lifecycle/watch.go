@@ -52,14 +52,15 @@ type packed struct {
 	container  string
 	start, end int64 // nanoseconds since 1970; noTime: not known
 	restart    int32
-	seconds    bool   // its resolution
+	seconds    bool // its resolution
+	guessed    bool
 	more       *Stage // all of it, where it says more than that
 }
 
 const noTime = math.MinInt64
 
 func pack(s Stage) packed {
-	p := packed{name: s.Name, container: s.Container, restart: s.Restart, seconds: s.Resolution == time.Second, start: noTime, end: s.End.UnixNano()}
+	p := packed{name: s.Name, container: s.Container, restart: s.Restart, seconds: s.Resolution == time.Second, start: noTime, end: s.End.UnixNano(), guessed: s.guessed}
 	if !s.Start.IsZero() {
 		p.start = s.Start.UnixNano()
 	}
@@ -73,7 +74,7 @@ func (p packed) stage() Stage {
 	if p.more != nil {
 		return *p.more
 	}
-	s := Stage{Name: p.name, Container: p.container, Restart: p.restart, End: time.Unix(0, p.end)}
+	s := Stage{Name: p.name, Container: p.container, Restart: p.restart, End: time.Unix(0, p.end), guessed: p.guessed}
 	if p.start != noTime {
 		s.Start = time.Unix(0, p.start)
 	}
