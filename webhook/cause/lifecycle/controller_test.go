@@ -234,11 +234,13 @@ status: {phase: Bound}`), nil)
 const becameReadyAt4 = `spec: {containers: [{name: app}]}
 status: {phase: Running, conditions: [{type: Ready, status: "True", lastTransitionTime: "@4@"}], containerStatuses: [{name: app, state: {running: {startedAt: "@3@"}}}]}`
 
+var served = endpoints(kubernetes.NewForConfigOrDie(&nowhere))
+
 // serviceAt is the Service web, created in second 1, as a watch has it at a version.
 func serviceAt(t *testing.T, version, annotations string) any {
 	t.Helper()
 	s := read[corev1.Service](t, `metadata: {name: web, namespace: shop, uid: s-1, resourceVersion: "`+version+`", creationTimestamp: "@1@", annotations: {`+annotations+`}}`)
-	return endpoints(kubernetes.NewForConfigOrDie(&nowhere))[0].keep(s, nil)
+	return served[0].keep(s, nil)
 }
 
 // sliceOf is an EndpointSlice of a Service which says that these Pods are ready.
@@ -247,7 +249,7 @@ func sliceOf(service string, uids ...string) any {
 	for _, uid := range uids {
 		e.Endpoints = append(e.Endpoints, discoveryv1.Endpoint{TargetRef: &corev1.ObjectReference{Kind: "Pod", UID: types.UID(uid)}})
 	}
-	return endpoints(kubernetes.NewForConfigOrDie(&nowhere))[1].keep(e, nil)
+	return served[1].keep(e, nil)
 }
 
 const causedBy = `tracehook.dev/traceparent: "` + traceparent + `"`
@@ -330,10 +332,9 @@ func TestOfAServiceThatHasLongBeenThereNobodyKnowsTheFirstEndpoint(t *testing.T)
 }
 
 func TestAServiceIsToldUntilItsFirstReadyEndpoint(t *testing.T) {
-	kinds := endpoints(kubernetes.NewForConfigOrDie(&nowhere))
 	service := func(version, annotations string) any { return serviceAt(t, version, annotations) }
 	slice := func(version, ready string, more string) any {
-		return kinds[1].keep(read[discoveryv1.EndpointSlice](t, `metadata: {name: web-abc, namespace: shop, uid: e-1, resourceVersion: "`+version+`", labels: {kubernetes.io/service-name: web}}
+		return served[1].keep(read[discoveryv1.EndpointSlice](t, `metadata: {name: web-abc, namespace: shop, uid: e-1, resourceVersion: "`+version+`", labels: {kubernetes.io/service-name: web}}
 endpoints: [{conditions: {ready: `+ready+`}, targetRef: {kind: Pod, uid: u-1}}`+more+`]`), nil)
 	}
 	const cause = causedBy
