@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -644,7 +645,7 @@ func judgeSpans(before, now []exported, sampled bool) (v verdict, settled bool) 
 			continue
 		}
 		total += e.done
-		if b := was[e.name]; b.err == nil {
+		if b, known := was[e.name]; known && b.err == nil {
 			done += e.done - b.done
 			if e.failed > b.failed {
 				failing = append(failing, fmt.Sprintf("%s lost %.0f spans", e.name, e.failed-b.failed))
@@ -691,7 +692,10 @@ func (c *Cluster) counter(ctx context.Context, pod corev1.Pod) (done, failed flo
 	if port == 0 || pod.Status.PodIP == "" {
 		return 0, 0, errors.New("it has no address or no port for metrics")
 	}
-	scheme, client := "http", &http.Client{Timeout: 5 * time.Second}
+	transport := &http.Transport{DisableKeepAlives: true} // a token goes to this address: to no proxy,
+	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // and not where that leads
+	scheme := "http"
 	if secure, _ := flag(container, "metrics-secure"); secure == "true" {
 		scheme = "https"
 		bundle, err := c.bundle(ctx)
@@ -699,7 +703,7 @@ func (c *Cluster) counter(ctx context.Context, pod corev1.Pod) (done, failed flo
 			return 0, 0, err
 		}
 		namespace, name, _ := c.place(ctx)
-		client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: bundle, ServerName: certs.ServerName(namespace, name)}}
+		transport.TLSClientConfig = &tls.Config{RootCAs: bundle, ServerName: certs.ServerName(namespace, name)}
 	}
 	token := ""
 	if auth, _ := flag(container, "metrics-auth"); auth == "true" {
@@ -757,11 +761,20 @@ func (c *Cluster) bundle(ctx context.Context) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// ownToken is that of a ServiceAccount of tracehook's namespace. Anybody else's may do more, and no Pod gets to see it.
+// ownToken is that of a ServiceAccount of tracehook's namespace. Anybody else's may do more, and no Pod gets to see it. The API server
+// names who a request is for: that is the token's owner only where there are no other credentials and nobody is impersonated.
 func (c *Cluster) ownToken(ctx context.Context) string {
+	o := c.Config
+	if o.Impersonate.UserName != "" || o.Username != "" || o.CertFile != "" || len(o.CertData) > 0 || o.ExecProvider != nil || o.AuthProvider != nil {
+		return ""
+	}
 	namespace, _, _ := c.place(ctx)
 	if user, err := c.user(ctx); err != nil || !strings.HasPrefix(user.Username, "system:serviceaccount:"+namespace+":") {
 		return ""
 	}
-	return c.Config.BearerToken
+	if o.BearerTokenFile == "" {
+		return o.BearerToken
+	}
+	content, _ := os.ReadFile(o.BearerTokenFile) // client-go prefers it to BearerToken, which may be another's
+	return strings.TrimSpace(string(content))
 }

@@ -3,8 +3,11 @@ package check
 // Checks of the cluster, and of what an installer needs. In: a Cluster. Out: verdicts. Errors: part of them.
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -138,9 +141,12 @@ func (c *Cluster) tracing(ctx context.Context) tracing {
 }
 
 func (c *Cluster) lookForTracing(ctx context.Context) (t tracing) {
-	if page, err := c.clients.Discovery().RESTClient().Get().AbsPath("/metrics").Do(ctx).Raw(); err == nil {
-		t.gateOff = gateOff(string(page))
-	} else {
+	page, err := c.clients.Discovery().RESTClient().Get().AbsPath("/metrics").Stream(ctx)
+	if err == nil {
+		t.gateOff, err = gateOff(page)
+		_ = page.Close() // which may be before its end
+	}
+	if err != nil {
 		t.why = append(t.why, unread("read the API server's /metrics", err).message)
 	}
 	pods, err := c.clients.CoreV1().Pods(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: "component=kube-apiserver"})
@@ -167,14 +173,16 @@ func (c *Cluster) lookForTracing(ctx context.Context) (t tracing) {
 	return t
 }
 
-// gateOff reads kubernetes_feature_enabled (Kubernetes 1.26 and later; from 1.34 on the gate is locked on).
-func gateOff(metrics string) bool {
-	for line := range strings.Lines(metrics) {
-		if strings.HasPrefix(line, `kubernetes_feature_enabled{name="APIServerTracing"`) {
-			return strings.HasSuffix(strings.TrimSpace(line), " 0")
+// gateOff reads kubernetes_feature_enabled (Kubernetes 1.26 and later; from 1.34 on the gate is locked on), and no further: the whole
+// page may be of hundreds of megabytes.
+func gateOff(metrics io.Reader) (bool, error) {
+	lines := bufio.NewScanner(metrics)
+	for lines.Scan() {
+		if bytes.HasPrefix(lines.Bytes(), []byte(`kubernetes_feature_enabled{name="APIServerTracing"`)) {
+			return bytes.HasSuffix(bytes.TrimSpace(lines.Bytes()), []byte(" 0")), nil
 		}
 	}
-	return false
+	return false, lines.Err()
 }
 
 // judgeTracing never fails: tracehook works with and without.

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -29,6 +32,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/rest"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/yaml"
 
 	"github.com/tracehook/tracehook/certs"
@@ -183,7 +187,12 @@ func TestWhetherTheAPIServerTracesIsSaidAsFarAsItIsKnown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { wantVerdict(t, judgeTracing(test.known), test.want, test.words) })
 	}
-	if !gateOff("# TYPE x gauge\n"+`kubernetes_feature_enabled{name="APIServerTracing",stage="ALPHA"} 0`+"\n") || gateOff(`kubernetes_feature_enabled{name="APIServerTracing",stage=""} 1`) || gateOff("") {
+	off := func(page string) bool {
+		rest := iotest.ErrReader(errors.New("read on"))
+		off, err := gateOff(io.MultiReader(strings.NewReader(page), rest))
+		return off && err == nil // it does not read on
+	}
+	if !off("# TYPE x gauge\n"+`kubernetes_feature_enabled{name="APIServerTracing",stage="ALPHA"} 0`+"\n") || off(`kubernetes_feature_enabled{name="APIServerTracing",stage=""} 1`+"\n") || off("") {
 		t.Error("the gate is not read as it is")
 	}
 }
@@ -630,6 +639,7 @@ func TestSpansAreJudgedByWhatMovesAfterADryRun(t *testing.T) {
 		"nothing yet":                 {[]exported{{name: "a"}}, []exported{{name: "a"}}, true, StatusFail, "in time", false},
 		"not sampled":                 {[]exported{{name: "a", done: 7}}, []exported{{name: "a", done: 7}}, false, StatusOK, "7 spans", true},
 		"not sampled, nothing so far": {[]exported{{name: "a"}}, []exported{{name: "a"}}, false, StatusSkip, "not traced", true},
+		"one that was not there":      {[]exported{{name: "a"}}, []exported{{name: "a"}, {name: "b", done: 90, failed: 9}}, true, StatusFail, "in time", false},
 		"no replica":                  {nil, nil, true, StatusSkip, "no replica", true},
 		"may not be read":             {[]exported{{name: "a", err: unread}}, []exported{{name: "a", err: unread}}, true, StatusSkip, "401", true},
 	} {
@@ -656,6 +666,108 @@ otel_sdk_processor_span_processed_total{otel_component_type="batching_span_proce
 	}
 	if _, _, err := readExported([]byte("<html>")); err == nil {
 		t.Error("a page of something else is no error")
+	}
+}
+
+// answering is a Cluster whose API server answers so.
+func answering(t *testing.T, config rest.Config, handler http.HandlerFunc) *Cluster {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	config.Host = server.URL
+	c, err := New(Options{Config: &config, Namespace: "tracehook-system"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// asServiceAccount answers as if one of tracehook's namespace asked, whatever the credentials are.
+func asServiceAccount(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	if strings.HasSuffix(r.URL.Path, "/selfsubjectreviews") {
+		fmt.Fprint(w, `{"kind":"SelfSubjectReview","apiVersion":"authentication.k8s.io/v1","status":{"userInfo":{"username":"system:serviceaccount:tracehook-system:tracehook-check"}}}`)
+		return
+	}
+	w.WriteHeader(http.StatusForbidden)
+	fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}`)
+}
+
+func TestReplicasSeeNoTokenButThatOfAServiceAccountOfTheirs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("of-the-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		config rest.Config
+		want   string
+	}{
+		"its own":                        {rest.Config{BearerToken: "own"}, "own"},
+		"in a Pod":                       {rest.Config{BearerToken: "old", BearerTokenFile: file}, "of-the-file"},
+		"the file is gone":               {rest.Config{BearerToken: "another's", BearerTokenFile: file + "2"}, ""},
+		"an administrator impersonates":  {rest.Config{BearerToken: "root", Impersonate: rest.ImpersonationConfig{UserName: "system:serviceaccount:tracehook-system:tracehook-check"}}, ""},
+		"a password beside it":           {rest.Config{BearerToken: "root", Username: "a"}, ""},
+		"a program gives the credential": {rest.Config{ExecProvider: &clientcmdapi.ExecConfig{Command: "true", APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: "Never"}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := answering(t, rest.Config{}, asServiceAccount)
+			test.config.Host = c.Config.Host
+			c.Config = &test.config // of which some would not let a client be made
+			if got := c.ownToken(t.Context()); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestAReplicaIsAskedItselfAndForAShortPage(t *testing.T) {
+	c := answering(t, rest.Config{BearerToken: "own"}, asServiceAccount)
+	for name, test := range map[string]struct {
+		answer http.HandlerFunc
+		want   string
+	}{
+		"it leads elsewhere": {func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/metrics" {
+				t.Errorf("the token %q went on to %s", r.Header.Get("Authorization"), r.URL.Path)
+			}
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		}, "302"},
+		"a long page": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(bytes.Repeat([]byte("# x\n"), mostPage/4+1))
+		}, "longer than"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(test.answer)
+			defer server.Close()
+			address := server.Listener.Addr().(*net.TCPAddr)
+			pod := corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{
+				Args: []string{"serve", "--metrics-auth"}, Ports: []corev1.ContainerPort{{Name: "metrics", ContainerPort: int32(address.Port)}},
+			}}}, Status: corev1.PodStatus{PodIP: address.IP.String()}}
+			if _, _, err := c.counter(t.Context(), pod); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestListsWithoutAnEndAreReadToABound(t *testing.T) {
+	var asked []string
+	c := answering(t, rest.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path+"?limit="+r.URL.Query().Get("limit"))
+		if len(asked) > 2*mostPages {
+			w.WriteHeader(http.StatusTeapot)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		kind := map[string]string{"/api/v1/namespaces": "NamespaceList", "/api/v1/nodes": "NodeList"}[r.URL.Path]
+		fmt.Fprintf(w, `{"kind":%q,"apiVersion":"v1","metadata":{"continue":"more"},"items":[{"metadata":{"name":"a"}}]}`, kind)
+	})
+	if all, err := c.namespaces(t.Context()); err != nil || len(all) != mostPages {
+		t.Errorf("%d namespaces, %v", len(all), err)
+	}
+	asked = nil
+	if _, err := c.nodes(t.Context()); err != nil || !slices.Equal(asked, []string{"/api/v1/nodes?limit=50"}) {
+		t.Errorf("%v, %v", asked, err)
 	}
 }
 

@@ -171,10 +171,10 @@ func (c *Cluster) user(ctx context.Context) (authenticationv1.UserInfo, error) {
 	})
 }
 
-// nodes are at most 500, which is enough to recognise a provider.
+// nodes are at most 50, which is enough to recognise a provider.
 func (c *Cluster) nodes(ctx context.Context) ([]corev1.Node, error) {
 	return read(c, "nodes", func() ([]corev1.Node, error) {
-		list, err := c.clients.CoreV1().Nodes().List(ctx, metav1.ListOptions{Limit: 500})
+		list, err := c.clients.CoreV1().Nodes().List(ctx, metav1.ListOptions{Limit: 50})
 		if err != nil {
 			return nil, err
 		}
@@ -182,19 +182,24 @@ func (c *Cluster) nodes(ctx context.Context) ([]corev1.Node, error) {
 	})
 }
 
+// mostPages of namespaces are read, of 500 each: a dry run needs one.
+const mostPages = 10
+
+// namespaces are the first of them.
 func (c *Cluster) namespaces(ctx context.Context) ([]corev1.Namespace, error) {
 	return read(c, "namespaces", func() (all []corev1.Namespace, err error) {
 		options := metav1.ListOptions{Limit: 500}
-		for {
+		for range mostPages {
 			list, err := c.clients.CoreV1().Namespaces().List(ctx, options)
 			if err != nil {
 				return nil, err
 			}
 			all = append(all, list.Items...)
 			if options.Continue = list.Continue; options.Continue == "" {
-				return all, nil
+				break
 			}
 		}
+		return all, nil
 	})
 }
 
@@ -551,7 +556,10 @@ func served(ctx context.Context, address, serverName string) (chain [][]byte, er
 
 var errDial = errors.New("dial")
 
-// httpGet reads a page of a replica, at most 4 MiB of it.
+// mostPage is the longest page of a replica that is read.
+const mostPage = 1 << 20
+
+// httpGet reads a page of a replica.
 func httpGet(ctx context.Context, client *http.Client, url, token string) ([]byte, int, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -565,7 +573,10 @@ func httpGet(ctx context.Context, client *http.Client, url, token string) ([]byt
 		return nil, 0, err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 4<<20))
+	body, err := io.ReadAll(io.LimitReader(response.Body, mostPage+1))
+	if len(body) > mostPage {
+		return nil, 0, fmt.Errorf("%s is longer than %d bytes", url, mostPage)
+	}
 	return body, response.StatusCode, err
 }
 
