@@ -86,7 +86,7 @@ func completeFlags(cmd *cobra.Command) {
 				if err != nil {
 					return nil, cobra.ShellCompDirectiveNoFileComp
 				}
-				return names(*config), cobra.ShellCompDirectiveNoFileComp
+				return safe(names(*config)), cobra.ShellCompDirectiveNoFileComp
 			})
 		}
 	}
@@ -104,6 +104,12 @@ func offer(cmd *cobra.Command, flag string, what cobra.CompletionFunc) {
 	}
 }
 
+// safe leaves out what is not one plain word, or is a flag: shells insert what is offered as it is, and others than who presses Tab give
+// names, such as `$(command)` to a Role.
+func safe(names []string) []string {
+	return slices.DeleteFunc(names, func(name string) bool { return !shellSafe.MatchString(name) || strings.HasPrefix(name, "-") })
+}
+
 // asking runs ask with a limit, and lets client-go be silent.
 func asking(cmd *cobra.Command, ask func(context.Context) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
@@ -113,6 +119,7 @@ func asking(cmd *cobra.Command, ask func(context.Context) ([]string, error)) ([]
 	if err != nil {
 		cobra.CompDebugln(err.Error(), false)
 	}
+	names = safe(names)
 	slices.Sort(names)
 	return slices.Compact(names), cobra.ShellCompDirectiveNoFileComp
 }
