@@ -88,7 +88,7 @@ func applicationOf(o *Object) (kind, application string) {
 	if name := labelValue(l.helmRelease); name != "" {
 		return "HelmRelease", inNamespace(labelValue(l.helmReleaseNamespace), name)
 	}
-	if tracking, ok := o.Annotation(argoTracking); ok {
+	if tracking := o.shortAnnotation(argoTracking); tracking != "" {
 		if application, object, _ := strings.Cut(tracking, ":"); application != "" && object != "" {
 			namespace, name, qualified := strings.Cut(application, "_")
 			if qualified {
@@ -110,18 +110,28 @@ func inNamespace(namespace, name string) string {
 	return namespace + "/" + name
 }
 
-// labelValue is what a label says, "" where it is no text.
+// labelValue is what a label says, "" where it is no text, or longer than a label can be.
 func labelValue(quoted []byte) string {
-	if len(quoted) == 0 || quoted[0] != '"' {
+	if len(quoted) == 0 || len(quoted) > longestText || quoted[0] != '"' {
 		return ""
 	}
 	value, _ := unquote(quoted) // validated when the review was read
 	return string(value)
 }
 
+// shortAnnotation is what an annotation says, "" where it is longer than any of those that are read here: it is not copied then.
+func (o *Object) shortAnnotation(key string) string {
+	for i := range o.annotations {
+		if string(o.annotations[i].name) == key {
+			return labelValue(o.annotations[i].value)
+		}
+	}
+	return ""
+}
+
 // sourceOf is the repository that an object comes from, with the name and the revision of what was checked out.
 func sourceOf(o *Object) (repository, name, revision string) {
-	if text, ok := o.Annotation(origin); ok && len(text) <= longestText {
+	if text := o.shortAnnotation(origin); text != "" {
 		for line := range strings.Lines(text) {
 			key, value, _ := strings.Cut(line, ":")
 			value = strings.Trim(strings.TrimSpace(value), `"'`)
@@ -129,14 +139,16 @@ func sourceOf(o *Object) (repository, name, revision string) {
 			case "repo":
 				repository = repositoryURL(value)
 			case "ref":
-				name, revision = refOf(value)
+				if !strings.Contains(value, "://") { // an address, which may hold a secret
+					name, revision = refOf(value)
+				}
 			}
 		}
 	}
-	if text, ok := o.Annotation(imageSource); ok {
+	if text := o.shortAnnotation(imageSource); text != "" {
 		repository = repositoryURL(text)
 	}
-	if text, ok := o.Annotation(imageRevision); ok {
+	if text := o.shortAnnotation(imageRevision); text != "" && !strings.Contains(text, "://") {
 		if name, revision = refOf(text); revision == "" {
 			name, revision = "", text // a number of Subversion, half a hash
 		}
@@ -180,7 +192,7 @@ func repositoryURL(text string) string {
 		return strings.TrimSuffix(text, ".git")
 	}
 	u, err := url.Parse(text)
-	if err != nil || u.Host == "" {
+	if err != nil || u.Host == "" || strings.Contains(u.Path, "@") { // a proxy's path may be an address with a secret
 		return ""
 	}
 	u.User, u.RawQuery, u.ForceQuery, u.Fragment, u.RawFragment = nil, "", false, "", ""

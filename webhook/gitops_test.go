@@ -39,6 +39,7 @@ func TestAnObjectLeadsToItsApplicationAndItsCommit(t *testing.T) {
 		hash, hash256                = "8f1b2a7c9d0e3f4a5b6c7d8e9f0a1b2c3d4e5f60", "8f1b2a7c9d0e3f4a5b6c7d8e9f0a1b2c3d4e5f608f1b2a7c9d0e3f4a5b6c7d8e"
 	)
 	type attributes = map[string]string
+	tooLong := strings.Repeat("a", longestText)
 	for _, test := range []struct {
 		name, metadata string
 		want           attributes
@@ -72,6 +73,14 @@ func TestAnObjectLeadsToItsApplicationAndItsCommit(t *testing.T) {
 			attributes{repository: "https://example.org/shop"}},
 		{"a token in half an address", `{"annotations":{"org.opencontainers.image.source":"me:hunter2@example.org/shop"}}`, attributes{repository: "example.org/shop"}},
 		{"a token in what is none", `{"annotations":{"org.opencontainers.image.source":"https://me:hun ter2@ex ample/"}}`, attributes{}},
+		{"a token in an address in an address", `{"annotations":{"org.opencontainers.image.source":"https://ghproxy.example/https://hunter2@github.com/example/shop"}}`, attributes{}},
+		{"escaped there", `{"annotations":{"org.opencontainers.image.source":"https://ghproxy.example/https%3A%2F%2Fhunter2%40github.com/example/shop"}}`, attributes{}},
+		{"an address in an address", `{"annotations":{"org.opencontainers.image.source":"https://ghproxy.example/https://github.com/example/shop"}}`,
+			attributes{repository: "https://ghproxy.example/https://github.com/example/shop"}},
+		{"an address instead of a revision", `{"annotations":{"org.opencontainers.image.revision":"https://me:hunter2@example.org/shop"}}`, attributes{}},
+		{"an address instead of a ref", `{"annotations":{"config.kubernetes.io/origin":"ref: https://me:hunter2@example.org/shop\n"}}`, attributes{}},
+		{"what no label and no annotation here can be as long as", `{"labels":{"app.kubernetes.io/instance":"` + tooLong + `"},"annotations":{"argocd.argoproj.io/tracking-id":"` + tooLong +
+			`:apps/Deployment:shop/web","org.opencontainers.image.revision":"` + tooLong + `"}}`, attributes{}},
 		{"a token where none belongs", `{"annotations":{"org.opencontainers.image.source":"me@example.org"}}`, attributes{}},
 	} {
 		for _, object := range []string{"object", "oldObject"} {
