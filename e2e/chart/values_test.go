@@ -90,6 +90,7 @@ func TestTheSchemaRefusesTyposAndWrongTypes(t *testing.T) {
 		{"certs: {leafLifetime: 7d}", `/certs/leafLifetime`},
 		{"certs: {certManager: {issuerRef: {kind: Issuer}}}", `/certs/certManager/issuerRef`},
 		{"mtls: {enabled: true, mode: strict}", `/mtls/mode'.*'observe', 'enforce'`},
+		{`mtls: {clientName: "a\n- --certs=files"}`, `/mtls/clientName`},
 		{"lineageRules: [{apiGroups: [a], resources: [b], verbs: [list]}]", `/lineageRules/0/verbs/0`},
 		{"lifecycle: true", `/lifecycle'.*want object`},
 		{"lifecycle: {enable: true}", `'/lifecycle'.*additional properties 'enable' not allowed`},
@@ -280,8 +281,12 @@ func TestEachValueReachesItsObject(t *testing.T) {
 			"NetworkPolicy/tracehook": "", "NetworkPolicy/tracehook-authority": "", "NetworkPolicy/tracehook-lifecycle": "", "NetworkPolicy/tracehook-audit": "", "PodDisruptionBudget/tracehook": "",
 			"CronJob/tracehook-audit.spec.schedule": `"@daily"`, "CronJob/tracehook-audit.spec.jobTemplate.spec.template.spec.containers.0.args": `["certs","audit","--fail-on=warning","--timeout=4m","--fail-on=error"]`,
 		}},
-		{"serviceAccount: {annotations: {a: b}}", map[string]string{
-			"ServiceAccount/tracehook.metadata.annotations": `{"a":"b"}`, "ServiceAccount/tracehook-authority.metadata.annotations": `{"a":"b"}`,
+		{"serviceAccount: {annotations: {a: b}}\nlifecycle: {enabled: true}\naudit: {enabled: true}", map[string]string{
+			"ServiceAccount/tracehook.metadata.annotations": `{"a":"b"}`, "ServiceAccount/tracehook-lifecycle.metadata.annotations": `{"a":"b"}`,
+			"ServiceAccount/tracehook-authority.metadata.annotations": "", "ServiceAccount/tracehook-audit.metadata.annotations": "",
+		}},
+		{"mtls: {enabled: true, clientName: 'a: \"b\" # c'}", map[string]string{
+			serve + container + ".args": `["serve","--shutdown-delay=10s","--metrics-secure","--metrics-auth","--certs=secret","--client-ca-file=/etc/tracehook/client-ca/ca.crt","--client-name=a: \"b\" # c","--client-auth=observe"]`,
 		}},
 		{"certs: {mode: cert-manager, clusterDomain: example.internal, certManager: {issuerRef: {kind: ClusterIssuer, name: internal}}}", map[string]string{
 			"Certificate/tracehook.spec.issuerRef": `{"group":"cert-manager.io","kind":"ClusterIssuer","name":"internal"}`,

@@ -49,7 +49,7 @@ In: root; directory; skip, names (or Kind/names) that are left out; annotations 
 {{- range $subject := default list $object.subjects -}}
 {{- $_ := set $subject "namespace" $root.Release.Namespace -}}
 {{- end -}}
-{{- if eq $object.kind "ServiceAccount" -}}
+{{- if and (eq $object.kind "ServiceAccount") (has $metadata.name (list "tracehook" "tracehook-lifecycle")) -}}
 {{- with $root.Values.serviceAccount.annotations -}}
 {{- $_ := set $metadata "annotations" (mustDeepCopy .) -}}
 {{- end -}}

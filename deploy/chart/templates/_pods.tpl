@@ -165,7 +165,7 @@ other units than Mi and Gi: the rest is for what is not Go's.
 {{- end }}
 {{- if $values.mtls.enabled }}
 - --client-ca-file=/etc/tracehook/client-ca/ca.crt
-- --client-name={{ $values.mtls.clientName }}
+- {{ printf "--client-name=%s" $values.mtls.clientName | toJson }}
 - --client-auth={{ $values.mtls.mode }}
 {{- end }}
 {{- include "tracehook.context.args" . }}
