@@ -149,7 +149,7 @@
 //	refused      unreadable_body         400   -      none    warn   the caller broke off, or was too slow
 //	refused      empty_body              400   -      none    warn   nothing in it
 //	refused      body_too_large          413   -      none    warn   more than Options.MaxBodyBytes
-//	refused      overloaded              503   -      none    warn   too many bytes of requests at once; see ServerOptions.MaxBytesInFlight
+//	refused      overloaded              503   -      none    warn   too many bytes of requests at once, see ServerOptions.MaxBytesInFlight; or too many large requests
 //	refused      malformed_review        400   -      none    warn   the same as odd_review, and no UID to be found
 //	refused      unsupported_version     400   -      none    warn   not an admission.k8s.io/v1 AdmissionReview
 //	refused      no_request              400   -      none    warn   without request or UID

@@ -249,7 +249,13 @@ func (h *handler) understand(w http.ResponseWriter, r *http.Request, c *call) (r
 		return res, false
 	}
 	if c.body.Len() > limit.Large {
-		defer limit.Turn(r.Context())()
+		ctx, cancel := context.WithDeadline(r.Context(), c.deadline())
+		defer cancel()
+		end, err := limit.Turn(ctx)
+		if err != nil {
+			return overloaded(fmt.Errorf("wait for a turn of the large requests: %w", err)), false
+		}
+		defer end()
 	}
 	c.early, c.decoder.deadline = result{}, c.deadline()
 	if err := c.decoder.decode(c.body.Bytes(), &c.request); err != nil {
@@ -314,7 +320,7 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request, c *call) (result,
 	c.limited.R = nil
 	switch {
 	case errors.Is(err, limit.ErrOverloaded):
-		return overloaded(err), false
+		return overloaded(fmt.Errorf("read the body: %w", err)), false
 	case err != nil:
 		return unreadableBody(err), false
 	case n > h.maxBodyBytes:

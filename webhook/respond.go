@@ -165,10 +165,8 @@ func bodyTooLarge(limit int64) result {
 		err: fmt.Errorf("the body is larger than %d bytes; raise --max-body-bytes if objects really are that large", limit)}
 }
 
-// overloaded: others hold what memory there is. The API server goes on without an answer at once.
-func overloaded(err error) result {
-	return result{ending: endOverloaded, err: fmt.Errorf("read the body: %w", err)}
-}
+// overloaded: others hold what memory or processors there are. The API server goes on without an answer at once.
+func overloaded(err error) result { return result{ending: endOverloaded, err: err} }
 
 // undecodable maps what decode refused; known says that the request's UID is known.
 func undecodable(err error, known bool) result {

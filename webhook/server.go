@@ -264,7 +264,10 @@ func (s *Server) shared(w http.ResponseWriter, r *http.Request, next http.Handle
 	}
 	defer s.requests.Add(-1)
 	control := http.NewResponseController(w)
+	ctx, cancel := context.WithCancelCause(r.Context()) // as net/http does over HTTP/1.1
+	defer cancel(nil)
 	body, err := s.bytes.NewBody(r.Body, headerBytes(r.Header), func() {
+		cancel(limit.ErrOverloaded)
 		_ = control.SetReadDeadline(time.Unix(1, 0))
 		_ = control.SetWriteDeadline(time.Now().Add(lingering))
 	})
@@ -274,6 +277,7 @@ func (s *Server) shared(w http.ResponseWriter, r *http.Request, next http.Handle
 		return
 	}
 	defer body.Release()
+	*r = *r.WithContext(ctx) // net/http goes on with r
 	r.Body = body
 	next.ServeHTTP(w, r)
 }

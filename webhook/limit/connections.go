@@ -158,6 +158,9 @@ func (c *Connections) state(nc net.Conn, state http.ConnState) {
 		known.handled.Store(false)
 		known.enter(phaseIdle)
 	case http.StateClosed, http.StateHijacked:
+		if state == http.StateHijacked {
+			known.paced = paceNone // it goes on, without limits. Nobody reads at the moment
+		}
 		known.tellWhy()
 		c.remove(known)
 	}
@@ -191,7 +194,7 @@ func headerLines(h http.Header) (n int) {
 
 // add makes room for one more connection if it must, and is not ok if it cannot.
 func (c *Connections) add(raw net.Conn) (*conn, bool) {
-	added := &conn{Conn: raw, of: c, address: addressOf(raw)}
+	added := &conn{Conn: raw, of: c, address: addressOf(raw), gone: make(chan struct{})}
 	added.hold.init(c.o.Bytes, added.giveUp)
 	added.enter(phaseNew)
 	if tcp, ok := raw.(*net.TCPConn); ok {
@@ -200,19 +203,21 @@ func (c *Connections) add(raw net.Conn) (*conn, bool) {
 
 	c.mu.Lock()
 	var victim *conn
+	var untold bool
 	if len(c.open) >= c.o.Most {
 		if victim = c.victim(added.address); victim == nil {
 			c.mu.Unlock()
 			c.o.Refused(ReasonConnections)
 			return nil, false
 		}
+		untold = victim.refused.CompareAndSwap(false, true) // before it sees that it is gone
 		c.forget(victim)
 	}
 	c.open[added] = struct{}{}
 	c.byAddress[added.address]++
 	c.mu.Unlock()
 
-	if victim != nil && victim.refused.CompareAndSwap(false, true) {
+	if untold {
 		c.o.Refused(ReasonConnections)
 		_ = victim.Conn.Close() // its goroutine sees that and goes
 	}
@@ -266,6 +271,7 @@ func (c *Connections) forget(known *conn) {
 		return
 	}
 	delete(c.open, known)
+	known.end()
 	if c.byAddress[known.address]--; c.byAddress[known.address] == 0 {
 		delete(c.byAddress, known.address)
 	}
@@ -310,6 +316,9 @@ type conn struct {
 
 	phase atomic.Int64 // since when, in ns from the start of Connections, times 4, plus the phase
 
+	gone chan struct{} // closed when the connection is forgotten or given up: it waits for no turn any more
+	ends sync.Once
+
 	hold      Hold
 	received  atomic.Int64 // bytes since the connection was last idle
 	deadlines atomic.Int32
@@ -319,9 +328,10 @@ type conn struct {
 	givenUp   atomic.Bool // Bytes gave it up
 	answered  atomic.Bool // a limit has answered in the handler's place
 	refused   atomic.Bool // the reason is told
+	turn      atomic.Bool // it has one
+	writing   atomic.Int32
 
 	// Of handshakes and HTTP/1.1, where one goroutine after the other reads.
-	turn   bool // it has one
 	paced  pace
 	tls    *tls.ConnectionState // nil: none
 	header headerReader
@@ -338,11 +348,13 @@ func (c *conn) state() (phase, since int64) {
 
 // rest gives the connection's turn to others, if it has one.
 func (c *conn) rest() {
-	if c.turn {
-		c.turn = false
+	if c.turn.Swap(false) {
 		c.of.turns.give()
 	}
 }
+
+// end makes whoever waits for a turn of the connection leave its line.
+func (c *conn) end() { c.ends.Do(func() { close(c.gone) }) }
 
 // pace is which bytes of a connection are worked at in turns.
 type pace int8
@@ -357,11 +369,27 @@ const (
 func (c *conn) Read(p []byte) (int, error) {
 	c.rest()
 	n, err := c.read(p)
-	if n > 0 && (c.paced == paceAll || c.paced == paceLarge && c.received.Load() > Large) {
-		c.turn = true
-		c.of.turns.take(c.address)
+	if n > 0 && err == nil && (c.paced == paceAll || c.paced == paceLarge && c.received.Load() > Large) {
+		if !c.of.turns.take(c.address, c.gone, nil) {
+			if c.givenUp.Load() {
+				return 0, ErrOverloaded
+			}
+			return 0, net.ErrClosed
+		}
+		c.turn.Store(true)
+		if c.writing.Load() > 0 { // TLS may have to answer what came, and would wait behind that
+			c.rest()
+		}
 	}
 	return n, err
+}
+
+// Write gives the turn back first: TLS answers within Read, and the peer may not read that.
+func (c *conn) Write(p []byte) (int, error) {
+	c.writing.Add(1)
+	defer c.writing.Add(-1)
+	c.rest()
+	return c.Conn.Write(p)
 }
 
 func (c *conn) read(p []byte) (int, error) {
@@ -431,6 +459,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 // its request as well.
 func (c *conn) giveUp() {
 	c.givenUp.Store(true)
+	c.end()
 	_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
 	_ = c.SetWriteDeadline(time.Now().Add(refusal))
 }

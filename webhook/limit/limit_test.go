@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -316,7 +317,9 @@ func TestASmallCallWaitsForNoTurn(t *testing.T) {
 	address, connections, _ := serve(t, ConnectionsOptions{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)
 		if n > Large {
-			Turn(r.Context())()
+			if end, err := Turn(r.Context()); err == nil {
+				end()
+			}
 		}
 	}), true)
 	handshake := func() net.Conn { return tls.Client(dial(t, "", address), &tls.Config{InsecureSkipVerify: true}) }
@@ -327,22 +330,14 @@ func TestASmallCallWaitsForNoTurn(t *testing.T) {
 		}
 	}
 	turns := connections.turns
-	waiting := func() (n int) {
-		turns.mu.Lock()
-		defer turns.mu.Unlock()
-		for _, l := range turns.waiting {
-			n += len(l.next)
-		}
-		return n
-	}
-	busy := turns.free
+	busy := unused(turns)
 	for range busy {
-		turns.take(netip.Addr{})
+		turns.take(netip.Addr{}, nil, nil)
 	}
 	done := make(chan string, 2)
 	go func() { done <- call(handshake(), "x") }()
 	go func() { done <- call(large, strings.Repeat("x", 200<<10)) }()
-	eventually(t, "a handshake and a large request wait", func() bool { return waiting() == 2 })
+	eventually(t, "a handshake and a large request wait", func() bool { return waiting(turns) == 2 })
 	for range 10 {
 		if got := call(kept, strings.Repeat("x", Large/2)); got != "HTTP/1.1 200 OK" {
 			t.Errorf("a small call: %s", got)
@@ -356,11 +351,7 @@ func TestASmallCallWaitsForNoTurn(t *testing.T) {
 			t.Errorf("when they have had their turns: %s", got)
 		}
 	}
-	eventually(t, "all turns are given back", func() bool {
-		turns.mu.Lock()
-		defer turns.mu.Unlock()
-		return turns.free == busy && len(turns.waiting) == 0
-	})
+	eventually(t, "all turns are given back", func() bool { return unused(turns) == busy && waiting(turns) == 0 })
 }
 
 func TestWhoIsSlowHoldsNoTurn(t *testing.T) {
@@ -375,26 +366,177 @@ func TestWhoIsSlowHoldsNoTurn(t *testing.T) {
 	}
 }
 
+func waiting(t *turns) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range t.waiting {
+		n += len(l.next)
+	}
+	return n
+}
+
+func unused(t *turns) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.free
+}
+
+// large returns a connection of which so many bytes came that it takes turns, and its peer.
+func large(t *testing.T, turns *turns) (c *conn, peer net.Conn) {
+	t.Helper()
+	raw, peer := net.Pipe()
+	t.Cleanup(func() { raw.Close(); peer.Close() })
+	connections := NewConnections(ConnectionsOptions{Bytes: NewBytes(0)})
+	connections.turns = turns
+	c, _ = connections.add(raw)
+	c.paced = paceLarge
+	c.received.Store(Large)
+	return c, peer
+}
+
+// A caller can make TLS write within Read, by asking for new keys, and read nothing of it.
+func TestAWriteHoldsNoTurn(t *testing.T) {
+	read := func(c *conn, peer net.Conn) {
+		go func() { _, _ = peer.Write([]byte("x")) }()
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(c *conn) {
+		go func() { _, _ = c.Write([]byte("answer")) }()
+		eventually(t, "it is being written", func() bool { return c.writing.Load() == 1 })
+	}
+	turns := &turns{free: 1}
+	c, peer := large(t, turns)
+	read(c, peer)
+	if n := unused(turns); n != 0 {
+		t.Fatalf("%d turns are unused while what came is worked at", n)
+	}
+	write(c)
+	eventually(t, "the turn is given back", func() bool { return unused(turns) == 1 })
+
+	read(c, peer) // an answer to this would have to wait for the other one
+	if n := unused(turns); n != 1 {
+		t.Error("a turn is held behind a write")
+	}
+	c.rest()
+	if n := unused(turns); n != 1 {
+		t.Errorf("%d turns in the end, of 1", n)
+	}
+}
+
+func TestWhoIsEvictedWaitsForNoTurn(t *testing.T) {
+	const most, callers = 10, 60
+	var failed atomic.Int32
+	address, connections, refused := serve(t, ConnectionsOptions{Most: most, HandshakeFailed: func(net.Addr, error) { failed.Add(1) }}, ok, true)
+	turns := connections.turns
+	busy := unused(turns)
+	for range busy {
+		turns.take(netip.Addr{}, nil, nil)
+	}
+	for i := range callers {
+		c := dial(t, "", address)
+		go func() { _ = tls.Client(c, &tls.Config{InsecureSkipVerify: true}).Handshake() }()
+		eventually(t, "as many wait as may be open", func() bool { return waiting(turns) == min(i+1, most) })
+	}
+	eventually(t, "evictions are counted", func() bool { return refused()[ReasonConnections] == callers-most })
+	for range busy {
+		turns.give()
+	}
+	eventually(t, "all turns are given back", func() bool { return unused(turns) == busy && waiting(turns) == 0 })
+	if n := failed.Load(); n != 0 {
+		t.Errorf("%d evictions were counted as failed handshakes", n)
+	}
+}
+
+func TestATurnThatNobodyWaitsForAnyMoreIsGivenOn(t *testing.T) {
+	turns := &turns{}
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	gone, left := make(chan struct{}), make(chan bool)
+	go func() { left <- turns.take(a, gone, nil) }()
+	eventually(t, "it waits", func() bool { return waiting(turns) == 1 })
+	mine := turns.waiting[0].next[0]
+	other := make(chan bool)
+	go func() { other <- turns.take(b, nil, nil) }()
+	eventually(t, "both wait", func() bool { return waiting(turns) == 2 })
+	close(gone)
+	if <-left {
+		t.Error("it got a turn when it was gone")
+	}
+	turns.leave(a, mine) // as if it had been granted
+	if !<-other {
+		t.Error("the other one got none")
+	}
+	if n := waiting(turns); n != 0 {
+		t.Errorf("%d wait at the end", n)
+	}
+}
+
+func TestARequestThatIsGivenUpWaitsForNoTurn(t *testing.T) {
+	for name, end := range map[string]func(c *conn, cancel func()){
+		"its bytes are given up for others": func(c *conn, _ func()) {
+			c.of.o.Bytes.mu.Lock()
+			defer c.of.o.Bytes.mu.Unlock()
+			c.hold.interrupt()
+		},
+		"its connection is evicted": func(c *conn, _ func()) { c.of.remove(c) },
+		"its context ends":          func(_ *conn, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			turns := &turns{}
+			c, _ := large(t, turns)
+			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), connectionKey{}, c))
+			defer cancel()
+			ended := make(chan error)
+			go func() {
+				_, err := Turn(ctx)
+				ended <- err
+			}()
+			eventually(t, "it waits", func() bool { return waiting(turns) == 1 })
+			end(c, cancel)
+			select {
+			case err := <-ended:
+				if err == nil {
+					t.Error("it got a turn")
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("it still waits")
+			}
+			if n := waiting(turns); n != 0 {
+				t.Errorf("%d wait at the end", n)
+			}
+		})
+	}
+}
+
+func TestWhatIsReadOfARequestThatIsGivenUpWaitsForNoTurn(t *testing.T) {
+	turns := &turns{}
+	c, peer := large(t, turns)
+	go func() { _, _ = peer.Write([]byte("x")) }()
+	ended := make(chan error)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	}()
+	eventually(t, "it waits", func() bool { return waiting(turns) == 1 })
+	c.giveUp()
+	if err := <-ended; !errors.Is(err, ErrOverloaded) {
+		t.Errorf("got %v, want %v", err, ErrOverloaded)
+	}
+}
+
 func TestAddressesHaveTheirTurnsOneAfterTheOther(t *testing.T) {
 	many, one := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	turns := &turns{free: 1}
-	turns.take(many)
+	turns.take(many, nil, nil)
 	order := make(chan netip.Addr)
 	for i, address := range []netip.Addr{many, many, many, one} {
 		go func() {
-			turns.take(address)
+			turns.take(address, nil, nil)
 			order <- address
 			turns.give()
 		}()
-		eventually(t, "it waits", func() bool {
-			turns.mu.Lock()
-			defer turns.mu.Unlock()
-			n := 0
-			for _, l := range turns.waiting {
-				n += len(l.next)
-			}
-			return n == i+1
-		})
+		eventually(t, "it waits", func() bool { return waiting(turns) == i+1 })
 	}
 	turns.give()
 	var got []netip.Addr

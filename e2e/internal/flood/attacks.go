@@ -70,6 +70,7 @@ func Attacks() map[string]func(context.Context, Target) string {
 		"1000 headers behind a request":               begin(1000, "GET /mutate HTTP/1.1\r\nHost: x\r\n\r\nPOST /mutate HTTP/1.1\r\n"+strings.Repeat("a:\r\n", 7000)),
 		"3000 idle connections":                       idle(3000),
 		"3000 connections without a handshake":        silent(3000),
+		"3000 handshakes without an end":              hello(3000),
 		"2000 requests for readiness, in slow bodies": run(Flood{Plain: true, Callers: 2000, Path: "/readyz", Body: Padded(100), Fast: 50, Pause: time.Second}),
 		"200 headers of 900 kB to the port of probes": run(Flood{Plain: true, Callers: 200, Path: "/readyz", Method: http.MethodGet, Header: http.Header{"User-Agent": {strings.Repeat("x", 900<<10)}}}),
 	}
@@ -90,6 +91,15 @@ func begin(n int, send string) func(context.Context, Target) string {
 		defer end()
 		time.Sleep(to.Within / 2)
 		return fmt.Sprintf("%d handshakes", open)
+	}
+}
+
+func hello(n int) func(context.Context, Target) string {
+	return func(ctx context.Context, to Target) string {
+		open, end := Hello(ctx, to.Webhook, n)
+		defer end()
+		time.Sleep(to.Within / 2)
+		return fmt.Sprintf("%d connections", open)
 	}
 }
 

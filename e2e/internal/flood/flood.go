@@ -189,12 +189,12 @@ func Begin(ctx context.Context, address string, callers int, send string) (n int
 }
 
 type begins struct {
-	*tls.Dialer
+	contextDialer
 	send string
 }
 
 func (b begins) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	c, err := b.Dialer.DialContext(ctx, network, address)
+	c, err := b.contextDialer.DialContext(ctx, network, address)
 	if err == nil {
 		_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
 		_, _ = io.WriteString(c, b.send) // the server may have had enough of it
@@ -202,14 +202,26 @@ func (b begins) DialContext(ctx context.Context, network, address string) (net.C
 	return c, err
 }
 
+// Hello is Idle, but that each caller only begins the handshake: it sends a ClientHello, and reads nothing.
+func Hello(ctx context.Context, address string, callers int) (n int, close func()) {
+	here, there := net.Pipe()
+	go func() { _ = tls.Client(here, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(ctx) }()
+	hello := make([]byte, 16<<10)
+	size, _ := there.Read(hello) // it is one record, written at once
+	_ = there.Close()
+	return dialAll(ctx, begins{&net.Dialer{Timeout: 20 * time.Second}, string(hello[:size])}, address, callers)
+}
+
 // Silent is Idle without a handshake.
 func Silent(ctx context.Context, address string, callers int) (n int, close func()) {
 	return dialAll(ctx, &net.Dialer{Timeout: 20 * time.Second}, address, callers)
 }
 
-func dialAll(ctx context.Context, dialer interface {
-	DialContext(context.Context, string, string) (net.Conn, error)
-}, address string, callers int) (n int, close func()) {
+type contextDialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func dialAll(ctx context.Context, dialer contextDialer, address string, callers int) (n int, close func()) {
 	var mu sync.Mutex
 	var open []net.Conn
 	var group sync.WaitGroup
