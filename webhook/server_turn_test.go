@@ -58,7 +58,9 @@ func TestALargeReviewWaitsForItsTurnUntilItsDeadlineOrUntilItIsGivenUp(t *testin
 				close(release)
 				transport.CloseIdleConnections()
 				stop()
-				<-ended
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
 			}()
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()

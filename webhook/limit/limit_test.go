@@ -338,8 +338,8 @@ func TestASmallCallWaitsForNoTurn(t *testing.T) {
 	go func() { done <- call(handshake(), "x") }()
 	go func() { done <- call(large, strings.Repeat("x", 200<<10)) }()
 	eventually(t, "a handshake and a large request wait", func() bool { return waiting(turns) == 2 })
-	for range 10 {
-		if got := call(kept, strings.Repeat("x", Large/2)); got != "HTTP/1.1 200 OK" {
+	for range 10 { // two of them may be counted as one: net/http reads ahead before it says that a call has ended
+		if got := call(kept, strings.Repeat("x", Large/4)); got != "HTTP/1.1 200 OK" {
 			t.Errorf("a small call: %s", got)
 		}
 	}

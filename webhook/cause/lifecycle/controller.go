@@ -379,7 +379,7 @@ func (c *Controller) see(ctx context.Context, obj any, initial bool) {
 	long := initial && c.o.Now().Sub(l.subject.from) > c.o.MaxAge
 	for _, n := range news {
 		s := n.stage()
-		c.add(ctx, l, s, fresh && !(long && s.guessed)) // it may have ended long ago
+		c.add(ctx, l, s, fresh && (!long || !s.guessed)) // it may have ended long ago
 	}
 	for _, claim := range k.claims {
 		if !before {
