@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode"
+
+	"github.com/tracehook/tracehook/cmd/tracehook/report"
 )
 
 // Printer writes reports. After the first it writes only what has changed.
@@ -48,12 +49,5 @@ func (p *Printer) Print(r Report) error {
 	return err
 }
 
-// printable makes text safe for a terminal, in one line.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '�'
-		}
-		return r
-	}, strings.Join(strings.Fields(text), " "))
-}
+// printable is what a cluster says, in one line.
+func printable(text string) string { return report.Printable(strings.Join(strings.Fields(text), " ")) }
